@@ -1,0 +1,131 @@
+"""The table of models: one row describes everything that the service must know of one.
+
+To add a model of a known family, add a row. No torch here: the gateway reads this table too.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+Family = Literal["esm2", "t5"]
+
+STANDARD_RESIDUES = "ACDEFGHIKLMNPQRSTVWY"
+NON_STANDARD_RESIDUES = "UZOBX"
+
+
+class UnknownModel(LookupError):
+    """A name that no row of the table has, or that this deployment does not run."""
+
+    def __init__(self, name: str, known: list[str]) -> None:
+        self.name = name
+        self.known = known
+        self.near = difflib.get_close_matches(name, known, n=3)
+        hint = f"did you mean {', '.join(self.near)}?" if self.near else f"known: {', '.join(known)}"
+        super().__init__(f"unknown model {name!r}; {hint}")
+
+
+@dataclass(frozen=True)
+class Model:
+    """One row.
+
+    `dim` is the width of an embedding, `feed_forward_dim` that of the hidden layer of a block.
+    `source` is the Hugging Face repository of the weights; None where they are made on the spot.
+    `num_specials` counts the tokens that the family adds at the start and the end of a sequence.
+    `replaced_residues` maps the letters that the model was not trained on to what it reads instead.
+    """
+
+    name: str
+    family: Family
+    num_layers: int
+    dim: int
+    num_heads: int
+    head_dim: int
+    feed_forward_dim: int
+    description: str
+    source: str | None = None
+    num_specials: tuple[int, int] = (1, 1)
+    replaced_residues: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def store_name(self) -> str:
+        """Name in the BentoML model store, which knows lower case only."""
+        return self.name.lower()
+
+    @property
+    def runner(self) -> str:
+        """Name of the BentoML service that runs this model."""
+        return f"runner_{self.name}"
+
+    @property
+    def alphabet(self) -> frozenset[str]:
+        """Letters that a sequence may hold."""
+        return frozenset(STANDARD_RESIDUES + NON_STANDARD_RESIDUES)
+
+
+def _esm2(name: str, num_layers: int, dim: int, num_heads: int, size: str) -> Model:
+    """A row of the ESM-2 family. Source of the sizes: fair-esm, README, table of pre-trained models."""
+    return Model(
+        name=name,
+        family="esm2",
+        num_layers=num_layers,
+        dim=dim,
+        num_heads=num_heads,
+        head_dim=dim // num_heads,
+        feed_forward_dim=4 * dim,
+        source=f"facebook/{name}_UR50D",
+        description=f"ESM-2 protein language model ({size} parameters), UniRef50",
+    )
+
+
+MINI = Model(
+    name="esm2_mini",
+    family="esm2",
+    num_layers=4,
+    dim=144,
+    num_heads=6,
+    head_dim=24,
+    feed_forward_dim=4 * 144,
+    description="ESM-2's architecture (1M parameters), seeded and UNTRAINED: for wiring, tests and trials only",
+)
+
+CATALOGUE: Mapping[str, Model] = {
+    model.name: model
+    for model in (
+        MINI,
+        _esm2("esm2_t6_8M", 6, 320, 20, "8M"),
+        _esm2("esm2_t12_35M", 12, 480, 20, "35M"),
+        _esm2("esm2_t30_150M", 30, 640, 20, "150M"),
+        _esm2("esm2_t33_650M", 33, 1280, 20, "650M"),
+        _esm2("esm2_t36_3B", 36, 2560, 40, "3B"),
+        _esm2("esm2_t48_15B", 48, 5120, 40, "15B"),
+        Model(
+            name="prot_t5",
+            family="t5",
+            num_layers=24,
+            dim=1024,
+            num_heads=32,
+            head_dim=128,
+            feed_forward_dim=16384,
+            source="Rostlab/prot_t5_xl_half_uniref50-enc",
+            description="ProtT5-XL encoder (1.2B parameters), BFD and UniRef50",
+            num_specials=(0, 1),
+            # ProtTrans README: "replace all rare/ambiguous amino acids by X" with re.sub(r"[UZOB]", "X", s)
+            replaced_residues={"U": "X", "Z": "X", "O": "X", "B": "X"},
+        ),
+    )
+}
+
+
+def find(name: str, among: Mapping[str, Model] = CATALOGUE) -> Model:
+    """The row of exactly this name.
+
+    Raises:
+        UnknownModel: with the names that come near.
+    """
+    try:
+        return among[name]
+    except KeyError:
+        raise UnknownModel(name, list(among)) from None

@@ -1,0 +1,146 @@
+"""From a catalogue row to the BentoML service that runs it.
+
+A runner knows nothing of requests, caching or files: sequences in, one large array out, an error for each
+sequence that failed.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import bentoml
+import numpy as np
+
+from models import checkpoints
+from models.batcher import Batcher
+from models.catalogue import Model
+
+if TYPE_CHECKING:
+    from models.engine import EmbeddingError, Engine, Item, OutputDtype, Precision
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RunnerOptions:
+    """What a deployment decides about its runners.
+
+    precision: of the products. batch_tokens: cost of a batch at most. num_gpus: GPUs that BentoML reserves
+    for each runner; 0 lets it use all that it sees. timeout_s: of one call.
+    """
+
+    precision: Precision
+    batch_tokens: int
+    num_gpus: int
+    timeout_s: float
+
+
+def make_runner(model: Model, tag: bentoml.Tag, options: RunnerOptions) -> bentoml.Service[Any]:
+    """The BentoML service `runner_NAME` for a model of the store: one replica per GPU, or the CPU."""
+
+    class Runner:
+        checkpoint = bentoml.models.BentoModel(tag)
+
+        def __init__(self) -> None:
+            started = time.perf_counter()
+            self.engines = load_engines(Path(self.checkpoint.path), model, options.precision)
+            self.load_s = time.perf_counter() - started
+            self.batcher: Batcher[Item, np.ndarray] = Batcher(
+                [engine.embed for engine in self.engines],
+                cost=self.engines[0].cost,
+                budget=options.batch_tokens,
+                lingers=lambda item: item.pooled,  # a pooled result is a few kilobytes
+            )
+
+        @bentoml.on_deployment
+        @staticmethod
+        def check() -> None:
+            verify_stored(model, tag)
+
+        @bentoml.api
+        async def embed(self, sequences: list[str], pooled: bool, dtype: str) -> dict[str, Any]:
+            """Embeddings of cleaned sequences.
+
+            Returns:
+                lengths: rows of each sequence in `embeddings` (1 if pooled, 0 if it failed).
+                embeddings: (sum of lengths, D), of the asked dtype.
+                errors: index of each sequence that failed, and why.
+            """
+            from models.engine import Item
+
+            items = [Item(sequence, pooled, _output_dtype(dtype)) for sequence in sequences]
+            return gather(await self.batcher.run(items), model.dim, dtype)
+
+        @bentoml.api
+        async def status(self) -> dict[str, Any]:
+            """What runs here: tag, device, precision and why, and the batcher's counters."""
+            engine = self.engines[0]
+            return {
+                "tag": str(tag),
+                "devices": [str(engine.device) for engine in self.engines],
+                "precision": engine.precision,
+                "precision_reason": engine.precision_reason,
+                "attention": engine.attention_reason,
+                "load_s": self.load_s,
+                "batcher": asdict(self.batcher.statistics),
+            }
+
+        @bentoml.on_shutdown
+        async def close(self) -> None:
+            await self.batcher.close()
+
+    Runner.__name__ = Runner.__qualname__ = model.runner
+    resources = {"gpu": options.num_gpus} if options.num_gpus else {}
+    return bentoml.service(
+        name=model.runner, workers=1, resources=resources, traffic={"timeout": options.timeout_s}
+    )(Runner)
+
+
+def verify_stored(model: Model, tag: bentoml.Tag) -> None:
+    """Stops the start with one line if the stored checkpoint is not what the catalogue says."""
+    try:
+        checkpoints.verify(Path(bentoml.models.get(tag).path), model)
+    except checkpoints.CheckpointError as error:
+        raise SystemExit(f"{tag}: {error}") from None
+
+
+def load_engines(folder: Path, model: Model, precision: Precision) -> list[Engine]:
+    """One replica for each GPU that this process sees, or one on the CPU with all cores it may use."""
+    import torch
+
+    from models.engine import Engine
+
+    devices = [f"cuda:{i}" for i in range(torch.cuda.device_count())] or ["cpu"]
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    engines = [Engine(folder, model, device, precision) for device in devices]
+    for engine in engines:
+        logger.info(
+            "%s on %s: %s (%s); %s",
+            *(model.name, engine.device, engine.precision),
+            *(engine.precision_reason, engine.attention_reason),
+        )
+    return engines
+
+
+def gather(
+    results: Sequence[np.ndarray | EmbeddingError | Exception], dim: int, dtype: str
+) -> dict[str, Any]:
+    """Results as one contiguous array: between processes, one large buffer is cheaper than many small ones."""
+    arrays = [r.reshape(-1, dim) for r in results if isinstance(r, np.ndarray)]
+    return {
+        "lengths": [r.size // dim if isinstance(r, np.ndarray) else 0 for r in results],
+        "embeddings": np.concatenate(arrays) if arrays else np.empty((0, dim), dtype),
+        "errors": {i: str(r) for i, r in enumerate(results) if isinstance(r, Exception)},
+    }
+
+
+def _output_dtype(name: str) -> OutputDtype:
+    if name == "float16" or name == "float32":
+        return name
+    raise ValueError(f"dtype is {name!r}, not float16 or float32")
