@@ -47,7 +47,7 @@ class Model:
     description: str
     source: str | None = None
     num_specials: tuple[int, int] = (1, 1)
-    replaced_residues: Mapping[str, str] = field(default_factory=dict)
+    replaced_residues: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     @property
     def store_name(self) -> str:
@@ -63,6 +63,10 @@ class Model:
     def alphabet(self) -> frozenset[str]:
         """Letters that a sequence may hold."""
         return frozenset(STANDARD_RESIDUES + NON_STANDARD_RESIDUES)
+
+    def read_as(self, sequence: str) -> str:
+        """The sequence as the model reads it, `replaced_residues` applied."""
+        return sequence.translate(str.maketrans(dict(self.replaced_residues)))
 
 
 def _esm2(name: str, num_layers: int, dim: int, num_heads: int, size: str) -> Model:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -16,6 +16,9 @@ import torch
 from models.catalogue import Model
 from models.checkpoints import EncoderConfig, weight_shapes
 from models.folders import ESM2_VOCAB_SIZE, PROT_T5_VOCAB_SIZE, write_config, write_weights
+
+Weights = Iterator[tuple[str, torch.Tensor]]
+Watch = Callable[[Weights], Weights]
 
 # Standard deviation of an attention score: a softmax that is neither uniform nor one-hot
 SCORE_STD = 2.0
@@ -37,10 +40,10 @@ def untrained_config(model: Model) -> EncoderConfig:
     )
 
 
-def write_untrained(folder: Path, model: Model, seed: int) -> None:
+def write_untrained(folder: Path, model: Model, seed: int, watch: Watch = iter) -> None:
     """A Hugging Face folder of the model's full architecture, the same for the same seed.
 
-    ESM-2's is float32, ProtT5's float16, as the published ones are.
+    ESM-2's is float32, ProtT5's float16, as the published ones are. `watch` sees the weights go by.
     """
     config = untrained_config(model)
     dtype = torch.float32 if model.family == "esm2" else torch.float16
@@ -49,7 +52,8 @@ def write_untrained(folder: Path, model: Model, seed: int) -> None:
     def stored_name(name: str) -> str:
         return name if model.family == "t5" or name.startswith("lm_head") else f"esm.{name}"
 
-    write_weights(folder, ((stored_name(name), t.to(dtype)) for name, t in _weights(model, config, seed)))
+    weights = watch(_weights(model, config, seed))
+    write_weights(folder, ((stored_name(name), tensor.to(dtype)) for name, tensor in weights))
 
 
 def _heads(config: EncoderConfig) -> dict[str, tuple[int, ...]]:
@@ -65,7 +69,7 @@ def _heads(config: EncoderConfig) -> dict[str, tuple[int, ...]]:
     }
 
 
-def _weights(model: Model, config: EncoderConfig, seed: int) -> Iterator[tuple[str, torch.Tensor]]:
+def _weights(model: Model, config: EncoderConfig, seed: int) -> Weights:
     shapes = weight_shapes(model.family, config)
     if model.family == "esm2":
         shapes |= _heads(config)

@@ -1,0 +1,1 @@
+"""Everything that a request passes through. No torch and no bentoml in here."""

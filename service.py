@@ -1,0 +1,174 @@
+"""The Bento: a runner for every model that MODELS names, and the gateway in front of them. Read this first.
+
+    bentoml serve service:ProteinEmbeddingService
+
+Each process that BentoML starts imports this file: nothing heavy happens here. A runner loads its weights when
+it is built (models/runner.py); a request's way is in serving/.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Awaitable
+from http import HTTPStatus
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import bentoml
+import httpx
+import numpy as np
+from bentoml.exceptions import BentoMLException, NotFound
+from bentoml.validators import ContentType
+
+from models.catalogue import UnknownModel, find
+from models.runner import RunnerOptions, make_runner
+from serving import errors
+from serving.app import create_app
+from serving.gateway import Gateway
+from serving.outputs import NPZ_MEDIA_TYPE, NpzWriter
+from serving.pipeline import MemorySink, Options
+from serving.redis import EmbeddedRedis, RedisStartError
+from serving.runners import ServedModel
+from serving.sequences import Record, clean_all, default_id
+from serving.settings import SettingsError, load_settings_or_exit, pin_models
+from serving.telemetry import configure_logging
+
+T = TypeVar("T")
+
+os.environ.setdefault("BENTOML_DO_NOT_TRACK", "1")
+settings = load_settings_or_exit()
+configure_logging(settings.log_level)
+app = create_app()
+
+
+def resolve(entry: str) -> bentoml.Model:
+    """The stored model behind an entry of MODELS: `name`, which is its latest version, or `name:version`."""
+    name, _, version = entry.partition(":")
+    try:
+        return bentoml.models.get(f"{find(name).store_name}:{version or 'latest'}")
+    except NotFound:
+        raise SystemExit(
+            f"MODELS: {entry} is not in the BentoML model store; put it there with "
+            f"`python -m scripts.import_model {name}`"
+        ) from None
+
+
+STORED = {entry.partition(":")[0]: resolve(entry) for entry in settings.models}
+pin_models({name: str(stored.tag.version) for name, stored in STORED.items()})
+OPTIONS = RunnerOptions(
+    settings.precision, settings.batch_tokens, settings.runner_gpus, settings.runner_timeout_s
+)
+RUNNERS = {name: make_runner(find(name), stored.tag, OPTIONS) for name, stored in STORED.items()}
+
+
+class RunnerClient:
+    """A runner as the gateway calls it: BentoML's proxy, with its failures as errors of ours."""
+
+    def __init__(self, name: str, proxy: Any) -> None:
+        self._name = name
+        self._proxy = proxy
+
+    async def embed(self, sequences: list[str], pooled: bool, dtype: str) -> dict[str, Any]:
+        return await self._explained(self._proxy.embed(sequences=sequences, pooled=pooled, dtype=dtype))
+
+    async def status(self) -> dict[str, Any]:
+        return await self._explained(self._proxy.status())
+
+    async def _explained(self, call: Awaitable[T]) -> T:
+        try:
+            return await call
+        except (httpx.TimeoutException, BentoMLException) as error:
+            is_late = isinstance(error, httpx.TimeoutException) or error.error_code == HTTPStatus.GATEWAY_TIMEOUT
+            if is_late:
+                seconds = settings.runner_timeout_s
+                raise errors.DeadlineExceeded(f"{self._name} took over {seconds:g} seconds") from error
+            raise errors.RunnerUnavailable(f"{self._name} failed; see the server's log") from error
+        except httpx.HTTPError as error:
+            raise errors.RunnerUnavailable(f"{self._name} does not answer") from error
+
+
+class ClientError(BentoMLException):
+    """An error of ours, as BentoML's own clients are told of it."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(str(error), error_code=HTTPStatus(errors.status_of(error)))
+
+
+class _Gateway:
+    """Answers HTTP: the REST routes of serving/app.py, and methods for BentoML's own clients."""
+
+    def __init__(self) -> None:
+        served = {
+            name: ServedModel(
+                model=find(name),
+                version=str(stored.tag.version),
+                metadata=stored.info.metadata,
+                runner=RunnerClient(find(name).runner, getattr(self, find(name).runner)),
+            )
+            for name, stored in STORED.items()
+        }
+        self.gateway = app.state.gateway = Gateway.build(settings, served)
+
+    @bentoml.on_deployment
+    @staticmethod
+    def prepare() -> None:
+        """Once, before the port opens: the data folder, and a Redis where none is given."""
+        try:
+            settings.make_folders()
+            if settings.redis_url is None:
+                EmbeddedRedis(settings.data_dir, settings.redis_max_memory_mb).start()
+        except (SettingsError, RedisStartError) as error:
+            raise SystemExit(str(error)) from None
+
+    @bentoml.api
+    async def encode(
+        self,
+        sequences: list[str],
+        model: str = next(iter(STORED)),
+        dtype: Literal["float16", "float32"] = "float32",
+    ) -> np.ndarray:
+        """Pooled embeddings, (B, D)."""
+        sink = MemorySink()
+        await self._embed(sequences, model, Options(pooled=True, dtype=dtype), sink)
+        return np.stack([sink.embeddings[index] for index in range(len(sequences))])
+
+    @bentoml.api
+    async def encode_per_residue(
+        self,
+        sequences: list[str],
+        context: bentoml.Context,
+        model: str = next(iter(STORED)),
+        dtype: Literal["float16", "float32"] = "float16",
+    ) -> Annotated[Path, ContentType(NPZ_MEDIA_TYPE)]:
+        """Embeddings of every residue as a npz: `embedding_i` is (L, D) for the i-th sequence."""
+        path = Path(context.temp_dir) / "embeddings.npz"
+        writer = NpzWriter(path)
+        manifest = await self._embed(sequences, model, Options(pooled=False, dtype=dtype), writer)
+        writer.finish([default_id(index) for index in range(len(sequences))], manifest)
+        return path
+
+    async def _embed(
+        self, sequences: list[str], model: str, options: Options, sink: MemorySink | NpzWriter
+    ) -> dict[str, Any]:
+        """As the REST route does it, but all or nothing: these clients' replies have no room for parts."""
+        records = [Record(default_id(index), sequence) for index, sequence in enumerate(sequences)]
+        try:
+            served = self.gateway.find(model)
+            proteins = clean_all(records, served.model, self.gateway.limits)
+            report = await self.gateway.pipeline.embed(served, proteins, options, sink)
+            if report.errors:
+                index, reason = next(iter(report.errors.items()))
+                raise errors.InferenceFailed(f"sequence {index}: {reason}")
+        except (errors.ServiceError, UnknownModel) as error:
+            raise ClientError(error) from error
+        return {"tag": served.tag, "trained": served.is_trained, "precision": report.precision}
+
+
+for _name, _runner in RUNNERS.items():
+    setattr(_Gateway, find(_name).runner, bentoml.depends(_runner))
+
+ProteinEmbeddingService = bentoml.service(
+    name="protein_embedding_service",
+    workers=settings.gateway_workers,
+    traffic={"timeout": settings.runner_timeout_s + 10},  # the runner's own limit comes first
+)(bentoml.asgi_app(app, path="/")(_Gateway))

@@ -1,0 +1,73 @@
+"""The REST application: routes, documentation pages, and the one place where errors become replies."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import AsyncIterator
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from fastapi_offline import FastAPIOffline
+from starlette.exceptions import HTTPException
+
+from models.catalogue import UnknownModel
+from serving.errors import ServiceError, body_of, status_of
+from serving.routes import cache, embeddings, models, operations
+from serving.settings import VERSION
+
+logger = logging.getLogger(__name__)
+
+TITLE = "Protein Embedding Service"
+
+
+def create_app() -> FastAPI:
+    """The application; `app.state.gateway` is set before it serves. The documentation pages need no internet."""
+    app: FastAPI = FastAPIOffline(
+        title=TITLE,
+        version=VERSION,
+        description="Protein sequences in, embeddings of protein language models out.",
+        lifespan=_lifespan,
+    )
+    for family in (embeddings, cache, models, operations):
+        app.include_router(family.router)
+    app.add_exception_handler(ServiceError, _explain)
+    app.add_exception_handler(UnknownModel, _explain)
+    app.add_exception_handler(RequestValidationError, _explain_validation)
+    app.add_exception_handler(HTTPException, _explain_http)
+    app.add_exception_handler(Exception, _explain_unexpected)
+    return app
+
+
+@contextlib.asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    async with app.state.gateway.running():
+        yield
+
+
+async def _explain(request: Request, error: Exception) -> JSONResponse:
+    status = status_of(error)
+    if status >= 500:
+        logger.error("%s %s: %s", request.method, request.url.path, error, exc_info=error.__cause__)
+    return JSONResponse(body_of(error), status)
+
+
+async def _explain_validation(request: Request, error: Exception) -> JSONResponse:
+    """A parameter of a route (not a body: those are parsed by the route) is of the wrong kind."""
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    detail = f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
+    return JSONResponse({"error": "Validation error", "detail": detail}, 422)
+
+
+async def _explain_http(request: Request, error: Exception) -> JSONResponse:
+    """Starlette's own: a method that a route does not have, and the like."""
+    assert isinstance(error, HTTPException)
+    detail = f"{request.method} {request.url.path}"
+    return JSONResponse({"error": error.detail, "detail": detail}, error.status_code, error.headers)
+
+
+async def _explain_unexpected(request: Request, error: Exception) -> JSONResponse:
+    logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    return JSONResponse(body_of(error), 500)

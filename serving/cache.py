@@ -1,0 +1,173 @@
+"""Embeddings in Redis: one key, one format, and what happens when Redis is away."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import struct
+import time
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import redis.asyncio
+
+from serving.redis import CACHE_PREFIX, REDIS_ERRORS, STATS_KEY
+
+logger = logging.getLogger(__name__)
+
+FORMAT_VERSION = 1
+# magic, format version, dtype, whether deflated, number of dimensions; the dimensions follow as uint32
+_HEADER = struct.Struct("<2sBBBB")
+_MAGIC = b"PE"
+_DTYPES = (np.dtype(np.float16), np.dtype(np.float32))
+
+RETRY_AFTER_S = 1.0  # how long Redis is left alone after it failed
+SCAN_COUNT = 1000
+EXACT_COUNT_LIMIT = 100_000  # keys, up to which they are counted one by one
+
+
+@dataclass(frozen=True)
+class KeyParts:
+    """Everything but the sequence that changes an embedding. `layer` is always the last one for now."""
+
+    model: str
+    version: str
+    precision: str
+    dtype: str
+    pooled: bool
+    layer: str = "last"
+
+
+def cache_key(parts: KeyParts, sequence: str) -> str:
+    """The one place where a key is made. It begins with the model's name, so that patterns can name models."""
+    digest = hashlib.blake2b(sequence.encode(), digest_size=20).hexdigest()
+    pooling = "mean" if parts.pooled else "residues"
+    settings = f"{parts.precision}_{parts.dtype}_{parts.layer}_{pooling}"
+    return f"{CACHE_PREFIX}{parts.model}_{parts.version}_{settings}_f{FORMAT_VERSION}_{digest}"
+
+
+def encode(embedding: np.ndarray, level: int) -> bytes:
+    """An embedding as bytes; no pickle. `level` is zlib's, 0 for none."""
+    shape = struct.pack(f"<{embedding.ndim}I", *embedding.shape)
+    header = _HEADER.pack(
+        _MAGIC, FORMAT_VERSION, _DTYPES.index(embedding.dtype), int(level > 0), embedding.ndim
+    )
+    raw = np.ascontiguousarray(embedding).tobytes()
+    return header + shape + (zlib.compress(raw, level) if level else raw)
+
+
+def decode(value: bytes) -> np.ndarray | None:
+    """The embedding in a value, or None where the value is none of ours."""
+    try:
+        magic, version, dtype, is_deflated, num_dimensions = _HEADER.unpack_from(value)
+        if magic != _MAGIC or version != FORMAT_VERSION or num_dimensions > 2:
+            return None
+        shape = struct.unpack_from(f"<{num_dimensions}I", value, _HEADER.size)
+        payload = memoryview(value)[_HEADER.size + 4 * num_dimensions :]
+        raw = zlib.decompress(payload) if is_deflated else payload
+        return np.frombuffer(raw, _DTYPES[dtype]).reshape(shape)
+    except (struct.error, zlib.error, IndexError, ValueError):
+        return None
+
+
+class Cache:
+    """Look-ups and writes in bulk. While Redis is down every look-up is a miss and every write is dropped.
+
+    Args:
+        client: of Redis; it may be unreachable.
+        ttl_s: seconds that an embedding is kept.
+        level: zlib level of values.
+    """
+
+    def __init__(self, client: redis.asyncio.Redis, ttl_s: float, level: int) -> None:
+        self.client = client
+        self.num_errors = 0
+        self._ttl_s = int(ttl_s)
+        self._level = level
+        self._away_until = 0.0
+
+    async def get_many(self, keys: Sequence[str]) -> list[np.ndarray | None]:
+        """One MGET; None for each key that is not there."""
+        values: list[bytes | None] | None = None
+        if keys and not self._is_away():
+            try:
+                values = await self.client.mget(keys)
+            except REDIS_ERRORS as error:
+                self._note(error)
+        if values is None:
+            return [None] * len(keys)
+        return await asyncio.to_thread(lambda: [None if v is None else decode(v) for v in values])
+
+    async def put_many(self, embeddings: Mapping[str, np.ndarray], hits: int = 0, misses: int = 0) -> None:
+        """One pipelined write of embeddings and of the counts of look-ups."""
+        if self._is_away():
+            return
+        values = await asyncio.to_thread(
+            lambda: {key: encode(embedding, self._level) for key, embedding in embeddings.items()}
+        )
+        pipeline = self.client.pipeline(transaction=False)
+        for key, value in values.items():
+            pipeline.set(key, value, ex=self._ttl_s)
+        for name, count in (("hits", hits), ("misses", misses)):
+            if count:
+                pipeline.hincrby(STATS_KEY, name, count)
+        try:
+            await pipeline.execute()
+        except REDIS_ERRORS as error:
+            self._note(error)
+
+    async def clear(self, pattern: str) -> int:
+        """Deletes the cache keys that match a glob behind the cache's own prefix; nothing else can match.
+
+        Returns:
+            How many were deleted.
+        Raises:
+            redis.RedisError, OSError: Redis does not answer.
+        """
+        deleted = 0
+        batch: list[bytes] = []
+        async for key in self.client.scan_iter(match=CACHE_PREFIX + pattern, count=SCAN_COUNT):
+            batch.append(key)
+            if len(batch) >= SCAN_COUNT:
+                deleted += await self.client.unlink(*batch)
+                batch.clear()
+        if batch:
+            deleted += await self.client.unlink(*batch)
+        return deleted
+
+    async def statistics(self) -> dict[str, Any]:
+        """Counts since the cache was made, of all workers, and what Redis says of itself.
+
+        `total_keys` is exact up to EXACT_COUNT_LIMIT keys in the database, and all of them above that.
+
+        Raises:
+            redis.RedisError, OSError: Redis does not answer.
+        """
+        pipeline = self.client.pipeline(transaction=False)
+        pipeline.hgetall(STATS_KEY).dbsize().info()
+        counts, total_keys, info = await pipeline.execute()
+        if total_keys <= EXACT_COUNT_LIMIT:
+            found = self.client.scan_iter(match=CACHE_PREFIX + "*", count=SCAN_COUNT)
+            total_keys = len({key async for key in found})
+        hits, misses = int(counts.get(b"hits", 0)), int(counts.get(b"misses", 0))
+        return {
+            "total_keys": total_keys,
+            "memory_usage": f"{info['used_memory'] / 1e6:.1f}MB",
+            "hit_rate": round(hits / (hits + misses), 4) if hits + misses else 0.0,
+            "total_requests": hits + misses,
+            "cache_hits": hits,
+            "cache_misses": misses,
+            "version": info["redis_version"],
+        }
+
+    def _is_away(self) -> bool:
+        return time.monotonic() < self._away_until
+
+    def _note(self, error: Exception) -> None:
+        self.num_errors += 1
+        self._away_until = time.monotonic() + RETRY_AFTER_S
+        logger.warning("Redis failed (%s: %s); going on without the cache", type(error).__name__, error)

@@ -1,0 +1,124 @@
+"""One tree of errors, one table from error to status, one shape of body."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from models.catalogue import UnknownModel
+
+MAX_PROBLEMS = 100  # of a request, that are listed in the reply
+
+
+class ServiceError(Exception):
+    """What a client is told. `title` is the short name of the kind, the message says what is wrong here."""
+
+    title = "Internal error"
+
+
+class MalformedBody(ServiceError):
+    title = "Malformed body"
+
+
+class InvalidRequest(ServiceError):
+    title = "Validation error"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is wrong with one sequence. index counts from 0 in the request, position from 1 in the sequence."""
+
+    index: int
+    reason: str
+    id: str | None = None
+    position: int | None = None
+    character: str | None = None
+
+    def __str__(self) -> str:
+        name = f"sequence {self.index}" + (f" ({self.id})" if self.id else "")
+        return f"{name}: {self.reason}"
+
+
+class InvalidSequences(ServiceError):
+    """Some sequences cannot be embedded; every one of them is named."""
+
+    title = "Invalid sequence"
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        self.problems = problems
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        super().__init__(f"{problems[0]}{more}")
+
+
+class TooManySequences(ServiceError):
+    title = "Too many sequences"
+
+    def __init__(self, count: int, limit: int) -> None:
+        super().__init__(f"{count} sequences in one request; the limit is {limit}")
+
+
+class UnsupportedBody(ServiceError):
+    title = "Unsupported media type"
+
+
+class UnknownOutput(ServiceError):
+    title = "Not found"
+
+
+class ExpiredOutput(ServiceError):
+    title = "Expired"
+
+
+class RunnerUnavailable(ServiceError):
+    title = "Runner unavailable"
+
+
+class StoreUnavailable(ServiceError):
+    """Redis, or the folder of the outputs, does not answer."""
+
+    title = "Store unavailable"
+
+
+class DeadlineExceeded(ServiceError):
+    title = "Deadline exceeded"
+
+
+class InferenceFailed(ServiceError):
+    title = "Inference failed"
+
+
+STATUS: dict[type[Exception], int] = {
+    MalformedBody: 400,
+    UnknownModel: 404,
+    UnknownOutput: 404,
+    ExpiredOutput: 410,
+    TooManySequences: 413,
+    UnsupportedBody: 415,
+    InvalidRequest: 422,
+    InvalidSequences: 422,
+    InferenceFailed: 500,
+    RunnerUnavailable: 503,
+    StoreUnavailable: 503,
+    DeadlineExceeded: 504,
+}
+
+
+def status_of(error: Exception) -> int:
+    """The HTTP status of an error; 500 for one that is not in the table."""
+    return STATUS.get(type(error), 500)
+
+
+def body_of(error: Exception) -> dict[str, Any]:
+    """`{"error": kind, "detail": what is wrong here}`, with every sequence that is named in `items`."""
+    if isinstance(error, UnknownModel):
+        return {"error": "Unknown model", "detail": str(error), "known_models": error.known}
+    if not isinstance(error, ServiceError):
+        return {"error": ServiceError.title, "detail": "the server's log has the details"}
+    body: dict[str, Any] = {"error": error.title, "detail": str(error)}
+    if isinstance(error, InvalidSequences):
+        body["items"] = [
+            {name: value for name, value in asdict(problem).items() if value is not None}
+            for problem in error.problems[:MAX_PROBLEMS]
+        ]
+    return body

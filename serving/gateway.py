@@ -1,0 +1,87 @@
+"""What one gateway worker holds, built once at its start and handed to every route."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+
+import redis.asyncio
+from fastapi import Request
+
+from models.catalogue import Model, find
+from serving import redis as redis_server
+from serving.cache import Cache
+from serving.outputs import OutputStore
+from serving.pipeline import Pipeline
+from serving.runners import ServedModel
+from serving.sequences import Limits
+from serving.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+SWEEP_EVERY_S = 60.0
+
+
+@dataclass(frozen=True)
+class Gateway:
+    """The parts that routes work with. `served` maps catalogue names to the models that run here."""
+
+    settings: Settings
+    served: Mapping[str, ServedModel]
+    client: redis.asyncio.Redis
+    cache: Cache
+    outputs: OutputStore
+    pipeline: Pipeline
+
+    @classmethod
+    def build(cls, settings: Settings, served: Mapping[str, ServedModel]) -> Gateway:
+        client = redis_server.connect(settings)
+        cache = Cache(client, settings.redis_ttl_days * 86_400, settings.redis_compression_level)
+        outputs = OutputStore(settings.data_dir / "outputs", client, settings.download_ttl_minutes * 60)
+        return cls(settings, served, client, cache, outputs, Pipeline(cache))
+
+    @property
+    def limits(self) -> Limits:
+        s = self.settings
+        return Limits(s.min_sequence_length, s.max_sequence_length, s.max_sequences_per_request)
+
+    @property
+    def default_model(self) -> str:
+        return next(iter(self.served))
+
+    def find(self, name: str) -> ServedModel:
+        """The served model of exactly this name.
+
+        Raises:
+            UnknownModel: it is not served here, with the names that come near.
+        """
+        rows: dict[str, Model] = {served.model.name: served.model for served in self.served.values()}
+        return self.served[find(name, rows).name]
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """While this is open, downloads whose time is over are deleted; at its end Redis is let go."""
+        sweeper = asyncio.create_task(self._sweep_for_ever())
+        try:
+            yield
+        finally:
+            sweeper.cancel()
+            await self.client.aclose()
+
+    async def _sweep_for_ever(self) -> None:
+        while True:
+            try:
+                deleted = await asyncio.to_thread(self.outputs.sweep)
+                logger.debug("deleted %d expired outputs", deleted)
+            except OSError:
+                logger.exception("the outputs cannot be swept")
+            await asyncio.sleep(SWEEP_EVERY_S)
+
+
+def gateway_of(request: Request) -> Gateway:
+    """The gateway of the application that a request came to; for FastAPI's `Depends`."""
+    gateway: Gateway = request.app.state.gateway
+    return gateway

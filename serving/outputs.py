@@ -1,0 +1,137 @@
+"""Numpy files: written as embeddings arrive, kept for a while, handed out by an id that nobody can guess."""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+import time
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import redis.asyncio
+
+from serving.errors import ExpiredOutput, StoreUnavailable, UnknownOutput
+from serving.redis import OUTPUT_PREFIX, REDIS_ERRORS
+
+NPZ_MEDIA_TYPE = "application/x-npz"
+DEFLATE_LEVEL = 1  # embeddings hardly deflate: higher levels take longer and gain nothing
+REMEMBERED_S = 86_400  # how long an expired id is told from one that never was
+ABANDONED_S = 3600  # a file still being written is touched more often than this
+_REQUEST_ID = re.compile(r"\d{10}_[0-9a-f]{32}")
+
+
+class NpzWriter:
+    """A .npz written array after array, in any order, never held as a whole.
+
+    Members: `embedding_i` for each sequence, then `ids`, `sequence_count`, `storage_type`, `manifest`; all are
+    read with `np.load(path, allow_pickle=False)`. Not to be used from two threads at once.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._zip = zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=DEFLATE_LEVEL)
+
+    def add(self, index: int, embedding: np.ndarray) -> None:
+        """The embedding of the index-th sequence: (D,) or (L, D)."""
+        self._write(f"embedding_{index}", embedding)
+
+    def finish(self, ids: Sequence[str], manifest: dict[str, Any]) -> None:
+        """Writes what describes the embeddings and closes the file."""
+        self._write("ids", np.array(ids, dtype=np.str_))
+        self._write("sequence_count", np.array(len(ids)))
+        self._write("storage_type", np.array("list_of_arrays"))
+        self._write("manifest", np.array(json.dumps(manifest)))
+        self._zip.close()
+
+    def abandon(self) -> None:
+        """Closes and deletes an unfinished file."""
+        self._zip.close()
+        self.path.unlink(missing_ok=True)
+
+    def _write(self, name: str, array: np.ndarray) -> None:
+        with self._zip.open(f"{name}.npy", "w", force_zip64=True) as member:
+            np.lib.format.write_array(member, array, allow_pickle=False)
+
+
+class OutputStore:
+    """Files in a folder that all gateway workers see; what is known of each stands in Redis.
+
+    Args:
+        folder: of the files; made if missing.
+        client: of Redis.
+        ttl_s: seconds that a download is kept.
+    """
+
+    def __init__(self, folder: Path, client: redis.asyncio.Redis, ttl_s: float) -> None:
+        self.folder = folder
+        self._client = client
+        self._ttl_s = ttl_s
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def new(self) -> tuple[str, Path]:
+        """A fresh request id, and the path to write its file to before it is published."""
+        request_id = f"{int(time.time())}_{secrets.token_hex(16)}"
+        return request_id, self.folder / f"{request_id}.part"
+
+    async def publish(self, request_id: str, model: str) -> str:
+        """Makes a written file downloadable.
+
+        Returns:
+            Its link.
+        Raises:
+            StoreUnavailable: Redis does not answer; the file is deleted.
+        """
+        part = self.folder / f"{request_id}.part"
+        key = OUTPUT_PREFIX + request_id
+        record = {"model": model, "expires_at": time.time() + self._ttl_s}
+        pipeline = self._client.pipeline(transaction=True)
+        pipeline.hset(key, mapping=record)
+        pipeline.expire(key, int(self._ttl_s + REMEMBERED_S))
+        try:
+            await pipeline.execute()
+        except REDIS_ERRORS as error:
+            part.unlink(missing_ok=True)
+            raise StoreUnavailable("Redis does not answer, so no download can be kept") from error
+        part.rename(self._path(request_id))
+        return f"/embeddings/download/{model}/numpy/{request_id}"
+
+    async def find(self, request_id: str, model: str) -> Path:
+        """The file of a published download.
+
+        Raises:
+            UnknownOutput: no such id, not an id at all, or of another model.
+            ExpiredOutput: it was there, and its time is over.
+            StoreUnavailable: Redis does not answer.
+        """
+        if not _REQUEST_ID.fullmatch(request_id):
+            raise UnknownOutput("no such download")
+        try:
+            record: dict[bytes, bytes] = await self._client.hgetall(OUTPUT_PREFIX + request_id)
+        except REDIS_ERRORS as error:
+            raise StoreUnavailable("Redis does not answer, so no download can be found") from error
+        if not record or record[b"model"].decode() != model:
+            raise UnknownOutput("no such download")
+        path = self._path(request_id)
+        if time.time() >= float(record[b"expires_at"]) or not path.exists():
+            raise ExpiredOutput(f"downloads are kept for {self._ttl_s / 60:g} minutes; ask for it again")
+        return path
+
+    def sweep(self) -> int:
+        """Deletes the files whose time is over, and those that were never finished; how many."""
+        now, deleted = time.time(), 0
+        for path in self.folder.iterdir():
+            keep_s = ABANDONED_S if path.suffix == ".part" else self._ttl_s
+            try:
+                if now - path.stat().st_mtime > keep_s:
+                    path.unlink()
+                    deleted += 1
+            except FileNotFoundError:  # another worker was faster
+                continue
+        return deleted
+
+    def _path(self, request_id: str) -> Path:
+        return self.folder / f"{request_id}.npz"

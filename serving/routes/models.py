@@ -1,0 +1,99 @@
+"""What is served, and what each model is."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Query
+
+from serving.errors import RunnerUnavailable
+from serving.gateway import Gateway, gateway_of
+from serving.runners import UNTRAINED_WARNING, ServedModel
+from serving.schemas import (
+    ErrorBody,
+    ListedModel,
+    ModelInfo,
+    ModelList,
+    ModelSummary,
+    ServingLimits,
+    TensorInfo,
+)
+
+router = APIRouter(prefix="/embeddings", tags=["models"])
+
+_DATATYPES = {"fp32": "FP32", "bf16": "BF16"}
+
+
+@router.get("/models", response_model=ModelList)
+async def list_models(gateway: Annotated[Gateway, Depends(gateway_of)]) -> ModelList:
+    """Every model that is served here."""
+    listed = {}
+    for name, served in gateway.served.items():
+        try:
+            await served.status()
+            status: Any = "available"
+        except RunnerUnavailable:
+            status = "unavailable"
+        listed[name] = ListedModel(**(await summarise(served)).model_dump(), status=status)
+    s = gateway.settings
+    limits = ServingLimits(
+        min_sequence_length=s.min_sequence_length,
+        max_sequence_length=s.max_sequence_length,
+        max_sequences_per_request=s.max_sequences_per_request,
+        download_ttl_minutes=s.download_ttl_minutes,
+    )
+    return ModelList(available_models=listed, config=limits)
+
+
+@router.get("/model/info", response_model=ModelInfo, responses={404: {"model": ErrorBody}})
+async def model_info(
+    gateway: Annotated[Gateway, Depends(gateway_of)],
+    model: Annotated[str | None, Query(description="default: the first served", examples=["esm2_mini"])] = None,
+) -> ModelInfo:
+    """Everything about one model: weights, limits, arithmetic, tensors."""
+    served = gateway.find(model or gateway.default_model)
+    row, runner = served.model, await _description(served)
+    hidden = _DATATYPES.get(runner.get("precision", ""), "FP32")
+    return ModelInfo(
+        **(await summarise(served)).model_dump(),
+        model_type=row.name,
+        family=row.family,
+        num_layers=row.num_layers,
+        source=str(served.metadata["source"]),
+        revision=str(served.metadata["revision"]),
+        digest=str(served.metadata["digest"]),
+        sequence_length_range=length_range(gateway),
+        replaced_residues=dict(row.replaced_residues),
+        precision_reason=runner.get("precision_reason"),
+        attention=runner.get("attention"),
+        devices=runner.get("devices", []),
+        inputs=[
+            TensorInfo(name="input_ids", datatype="INT64", shape=[-1]),
+            TensorInfo(name="cu_seqlens", datatype="INT32", shape=[-1]),
+        ],
+        outputs=[TensorInfo(name="hidden_states", datatype=hidden, shape=[-1, row.dim])],
+    )
+
+
+async def summarise(served: ServedModel) -> ModelSummary:
+    """What every description of a model says, with the warning where its weights are untrained."""
+    return ModelSummary(
+        runner=served.model.runner,
+        embedding_dim=served.model.dim,
+        description=served.model.description,
+        precision=(await _description(served)).get("precision"),
+        tag=served.tag,
+        trained=served.is_trained,
+        warning=None if served.is_trained else UNTRAINED_WARNING,
+    )
+
+
+async def _description(served: ServedModel) -> dict[str, Any]:
+    try:
+        return await served.describe()
+    except RunnerUnavailable:
+        return {}
+
+
+def length_range(gateway: Gateway) -> str:
+    return f"{gateway.settings.min_sequence_length}-{gateway.settings.max_sequence_length}"

@@ -1,0 +1,64 @@
+"""A model that this deployment serves, and the runner behind it, as the gateway sees them."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from models.catalogue import Model
+from serving.errors import RunnerUnavailable
+
+STATUS_TIMEOUT_S = 2.0
+UNTRAINED_WARNING = "untrained weights: the numbers test the wiring and mean nothing in biology"
+
+
+class Runner(Protocol):
+    """What a runner answers; see models/runner.py. Its failures are RunnerUnavailable or DeadlineExceeded."""
+
+    async def embed(self, sequences: list[str], pooled: bool, dtype: str) -> dict[str, Any]: ...
+
+    async def status(self) -> dict[str, Any]: ...
+
+
+@dataclass
+class ServedModel:
+    """A catalogue row, the version of it that was resolved at the start, and its runner.
+
+    metadata: what the model store knows of the weights (source, revision, digest, trained).
+    """
+
+    model: Model
+    version: str
+    metadata: dict[str, Any]
+    runner: Runner
+    _description: dict[str, Any] | None = field(default=None, init=False)
+
+    @property
+    def tag(self) -> str:
+        return f"{self.model.store_name}:{self.version}"
+
+    @property
+    def is_trained(self) -> bool:
+        return bool(self.metadata["trained"])
+
+    async def status(self) -> dict[str, Any]:
+        """What the runner says of itself now.
+
+        Raises:
+            RunnerUnavailable: it does not answer in time.
+        """
+        try:
+            return await asyncio.wait_for(self.runner.status(), STATUS_TIMEOUT_S)
+        except TimeoutError:
+            raise RunnerUnavailable(f"{self.model.runner} does not answer") from None
+
+    async def describe(self) -> dict[str, Any]:
+        """What does not change while a runner lives (precision, devices); asked once.
+
+        Raises:
+            RunnerUnavailable: it has not answered yet.
+        """
+        if self._description is None:
+            self._description = await self.status()
+        return self._description

@@ -1,0 +1,208 @@
+"""JSON bodies as types. Names and shapes are the public interface; see docs/api.md."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+EXAMPLE_SEQUENCE = "MQIFVKTLTGKTITLEVEPSDTIENVKAKIQDKEGIPPDQQRLIFAGKQLEDGRTLSDYNIQKESTLHLVLRLRGG"
+
+
+class ComputeRequest(BaseModel):
+    """Body of a compute request in JSON."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={"example": {"sequences": [EXAMPLE_SEQUENCE, "MKTAYIAELSVSRQ"], "pooled": True}},
+    )
+
+    sequences: list[str] = Field(min_length=1, description="proteins in one-letter code")
+    ids: list[str] | None = Field(None, description="a name for each sequence; default sequence_0, sequence_1, ...")
+    pooled: bool = Field(True, description="one vector a sequence (mean over residues); false: one a residue")
+    dtype: Literal["float16", "float32"] = Field("float16", description="of the embeddings")
+
+
+class CacheStats(BaseModel):
+    """How a request met the cache: `total_hits` of `total_requests` sequences were in it."""
+
+    hit_rate: float
+    total_hits: int
+    total_requests: int
+    cache_misses: int
+
+
+class Timing(BaseModel):
+    """Milliseconds, and what was done in them."""
+
+    total_ms: float
+    cache_ms: float = Field(description="looking into the cache")
+    inference_ms: float = Field(description="waiting for the runner")
+    cache_hits: int
+    runner_calls: int
+
+
+class ModelSummary(BaseModel):
+    """A model that is served."""
+
+    runner: str
+    embedding_dim: int
+    description: str
+    precision: str | None = Field(description="of the arithmetic; null while the runner does not answer")
+    tag: str = Field(description="name:version in the BentoML model store")
+    trained: bool
+    warning: str | None = None
+
+
+class ListedModel(ModelSummary):
+    status: Literal["available", "unavailable"]
+
+
+class ComputedWith(ModelSummary):
+    """The model and the options that a request was computed with."""
+
+    model: str
+    sequence_length_range: str
+    pooled: bool
+    dtype: str
+    shape_description: str
+
+
+class SequenceResult(BaseModel):
+    """What became of one sequence."""
+
+    index: int
+    id: str
+    length: int
+    cached: bool
+    replaced: list[tuple[int, str]] = Field(description="(position from 1, letter) read as X by this model")
+    error: str | None = Field(None, description="why this sequence has no embedding")
+
+
+class ComputeResponse(BaseModel):
+    """Reply to a compute request; the embeddings are behind `download_link`."""
+
+    sequences: list[str] = Field(description="as they were read: white space, case and a final * cleaned")
+    results: list[SequenceResult]
+    cache_stats: CacheStats
+    timing: Timing
+    model_info: ComputedWith
+    download_link: str | None = Field(description="of the npz; null if it could not be kept (see `warnings`)")
+    warnings: list[str] = []
+
+
+class TensorInfo(BaseModel):
+    name: str
+    datatype: str
+    shape: list[int] = Field(description="-1 for a size that varies")
+
+
+class ModelInfo(ModelSummary):
+    """Everything about one served model."""
+
+    model_type: str
+    family: str
+    num_layers: int
+    source: str
+    revision: str
+    digest: str
+    sequence_length_range: str
+    replaced_residues: dict[str, str]
+    precision_reason: str | None
+    attention: str | None
+    devices: list[str]
+    inputs: list[TensorInfo]
+    outputs: list[TensorInfo]
+
+
+class ServingLimits(BaseModel):
+    min_sequence_length: int
+    max_sequence_length: int
+    max_sequences_per_request: int
+    binary_downloads_enabled: bool = True
+    download_ttl_minutes: float
+
+
+class ModelList(BaseModel):
+    available_models: dict[str, ListedModel]
+    config: ServingLimits
+
+
+class CacheCounts(BaseModel):
+    """Since the cache was made, over all workers."""
+
+    total_keys: int
+    memory_usage: str
+    hit_rate: float
+    total_requests: int
+    cache_hits: int
+    cache_misses: int
+
+
+class RedisInfo(BaseModel):
+    connected: bool
+    responsive: bool
+    version: str
+    used_memory: str
+
+
+class CacheStatistics(BaseModel):
+    stats: CacheCounts
+    redis_info: RedisInfo
+
+
+class CacheCleared(BaseModel):
+    status: Literal["cleared"] = "cleared"
+    pattern: str
+    deleted_keys: int
+
+
+class HealthLimits(BaseModel):
+    min_sequence_length: int
+    max_sequence_length: int
+    max_sequences_per_request: int
+
+
+class Health(BaseModel):
+    """healthy: all answer. degraded: computing works, without the cache. unhealthy: a runner does not answer."""
+
+    status: Literal["healthy", "degraded", "unhealthy"]
+    components: dict[str, dict[str, Any]]
+    cache_stats: dict[str, Any]
+    config_summary: HealthLimits
+
+
+class ServiceConfig(BaseModel):
+    """The settings in force; secrets are masked."""
+
+    sequence_limits: dict[str, int]
+    runner: dict[str, Any]
+    redis: dict[str, Any]
+    features: dict[str, Any]
+
+
+class ServiceInfo(BaseModel):
+    service: str
+    version: str
+    status: str
+    supported_models: list[str]
+    endpoints: list[str]
+    features: dict[str, bool]
+
+
+class ErrorBody(BaseModel):
+    """Body of every error. `items` names each sequence that is wrong, with its position and character."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "example": {
+                "error": "Invalid sequence",
+                "detail": "sequence 1 (P12345): 'J' at position 4 is leucine or isoleucine, in no model's vocabulary",
+                "items": [{"index": 1, "id": "P12345", "position": 4, "character": "J", "reason": "..."}],
+            }
+        }
+    )
+
+    error: str
+    detail: str
+    items: list[dict[str, Any]] | None = None

@@ -1,0 +1,122 @@
+"""Proteins as people send them: FASTA, lower case, white space, a stop at the end; and what is no protein."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+
+from models.catalogue import Model
+from serving.errors import InvalidSequences, MalformedBody, Problem, TooManySequences
+
+_WHITE_SPACE = re.compile(r"\s+")
+_HINTS = {
+    "J": "leucine or isoleucine, in no model's vocabulary; write L, I or X",
+    "-": "an alignment gap; remove the gaps",
+    ".": "an alignment gap; remove the gaps",
+    "*": "a stop codon inside the sequence; only one at the end is accepted",
+}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Residues of a sequence, and sequences of a request."""
+
+    min_length: int
+    max_length: int
+    max_sequences: int
+
+
+@dataclass(frozen=True)
+class Protein:
+    """A cleaned sequence. `replaced` lists (1-based position, letter) that the model reads as another."""
+
+    id: str
+    sequence: str
+    replaced: tuple[tuple[int, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class Record:
+    """An entry of a FASTA text, as it stood there."""
+
+    id: str
+    sequence: str
+
+
+def parse_fasta(text: str) -> list[Record]:
+    """Entries of a FASTA text; the first word of a header is the id.
+
+    Raises:
+        MalformedBody: text before the first header, or no header at all, with the line.
+    """
+    ids: list[str] = []
+    parts: list[list[str]] = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        line = line.strip()
+        if line.startswith(">"):
+            words = line[1:].split(maxsplit=1)
+            ids.append(words[0] if words else default_id(len(ids)))
+            parts.append([])
+        elif line and not line.startswith(";"):  # ; is a comment in the oldest FASTA
+            if not parts:
+                raise MalformedBody(f"FASTA line {number} comes before the first header: {line[:40]!r}")
+            parts[-1].append(line)
+    if not ids:
+        raise MalformedBody("no FASTA header (a line that starts with '>') in the text")
+    return [Record(id, "".join(lines)) for id, lines in zip(ids, parts, strict=True)]
+
+
+def default_id(index: int) -> str:
+    """The id of a sequence that came without one."""
+    return f"sequence_{index}"
+
+
+def clean_all(records: Sequence[Record], model: Model, limits: Limits) -> list[Protein]:
+    """Cleaned proteins, in order, duplicates kept.
+
+    Raises:
+        TooManySequences: more than a request may hold.
+        InvalidSequences: naming every sequence that is wrong, not the first alone.
+    """
+    if len(records) > limits.max_sequences:
+        raise TooManySequences(len(records), limits.max_sequences)
+    results = [clean(index, record, model, limits) for index, record in enumerate(records)]
+    problems = [result for result in results if isinstance(result, Problem)]
+    if problems:
+        raise InvalidSequences(problems)
+    return [result for result in results if isinstance(result, Protein)]
+
+
+def clean(index: int, record: Record, model: Model, limits: Limits) -> Protein | Problem:
+    """White space out, upper case, one `*` at the end off; then the checks.
+
+    Positions are those of the letters as they came, white space not counted.
+    """
+    raw = _WHITE_SPACE.sub("", record.sequence).removesuffix("*")
+    if not raw:
+        return Problem(index, "the sequence is empty", record.id)
+    if foreign := _foreign_letters(model).search(raw):
+        letter, position = foreign.group(), foreign.start() + 1
+        reason = f"{letter!r} at position {position} is {_HINTS.get(letter.upper(), 'not a residue')}"
+        return Problem(index, reason, record.id, position, letter)
+    if len(raw) < limits.min_length:
+        return Problem(index, f"{len(raw)} residues; the least is {limits.min_length}", record.id)
+    if len(raw) > limits.max_length:
+        return Problem(index, f"{len(raw)} residues; the most is {limits.max_length}", record.id)
+    sequence = raw.upper()
+    found = _replaced_letters(model).finditer(sequence) if model.replaced_residues else ()
+    return Protein(record.id, sequence, tuple((match.start() + 1, match.group()) for match in found))
+
+
+@cache
+def _foreign_letters(model: Model) -> re.Pattern[str]:
+    """Of raw text, both cases spelled out: str.upper would turn some other alphabets' letters into residues."""
+    letters = "".join(sorted(model.alphabet))
+    return re.compile(f"[^{letters}{letters.lower()}]")
+
+
+@cache
+def _replaced_letters(model: Model) -> re.Pattern[str]:
+    return re.compile(f"[{''.join(model.replaced_residues)}]")

@@ -1,0 +1,162 @@
+"""Every setting of the service, read from the environment here and nowhere else."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Annotated, Literal
+from urllib.parse import urlsplit, urlunsplit
+
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from models.catalogue import CATALOGUE, MINI, UnknownModel, find
+
+VERSION = "1.0.0"  # of the service; pyproject.toml reads it here
+
+
+def _default_data_dir() -> Path:
+    return Path.home() / ".local" / "share" / "protein_embedding_service"
+
+
+class Settings(BaseSettings):
+    """One field a variable, in capitals: `MODELS`, `REDIS_URL`, ... A bad value stops the start."""
+
+    model_config = SettingsConfigDict(frozen=True, env_ignore_empty=True, extra="ignore")
+
+    models: Annotated[tuple[str, ...], NoDecode] = Field(
+        (MINI.name,), description="models to run, comma-separated; `name` or `name:version` of the model store"
+    )
+    data_dir: Path = Field(
+        default_factory=_default_data_dir, description="folder of the outputs and of the embedded Redis"
+    )
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="least level logged")
+
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="precision of the products; `auto` asks the hardware"
+    )
+    batch_tokens: int = Field(8192, ge=64, le=1_000_000, description="cost of one batch at most, in tokens")
+    runner_gpus: int = Field(
+        0, ge=0, le=64, description="GPUs reserved for each model; 0: every model uses all that are there"
+    )
+    runner_timeout_s: float = Field(600, gt=0, le=86_400, description="seconds for one call of a runner")
+    gateway_workers: int = Field(2, ge=1, le=64, description="processes that answer HTTP")
+
+    min_sequence_length: int = Field(10, ge=1, le=1_000_000, description="residues of a sequence at least")
+    max_sequence_length: int = Field(5000, ge=1, le=1_000_000, description="residues of a sequence at most")
+    max_sequences_per_request: int = Field(100, ge=1, le=100_000, description="sequences of a request at most")
+    download_ttl_minutes: float = Field(10, gt=0, le=100_000, description="minutes that a download is kept")
+
+    redis_url: str | None = Field(
+        None, description="redis://, rediss:// or unix:// address; unset: the service starts a Redis of its own"
+    )
+    redis_ttl_days: float = Field(30, gt=0, le=3650, description="days that a cached embedding is kept")
+    redis_compression_level: int = Field(6, ge=0, le=9, description="zlib level of cached embeddings; 0: none")
+    redis_max_memory_mb: int = Field(
+        2048, ge=16, description="megabytes of the service's own Redis at most; the least used keys go first"
+    )
+
+    @field_validator("models", mode="before")
+    @classmethod
+    def _split_models(cls, value: object) -> object:
+        if isinstance(value, str):
+            value = tuple(part.strip() for part in value.split(",") if part.strip())
+        return value
+
+    @field_validator("models")
+    @classmethod
+    def _known_models(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value:
+            raise ValueError("names no model")
+        names = [entry.partition(":")[0] for entry in value]
+        for name in names:
+            try:
+                find(name)
+            except UnknownModel as error:
+                raise ValueError(f"{error}; the catalogue has {', '.join(CATALOGUE)}") from None
+        if len(set(names)) < len(names):
+            raise ValueError("names a model twice")
+        return value
+
+    @field_validator("redis_url")
+    @classmethod
+    def _known_scheme(cls, value: str | None) -> str | None:
+        if value is not None and urlsplit(value).scheme not in ("redis", "rediss", "unix"):
+            raise ValueError("must start with redis://, rediss:// or unix://")
+        return value
+
+    @field_validator("max_sequence_length")
+    @classmethod
+    def _above_minimum(cls, value: int, info: object) -> int:
+        minimum = getattr(info, "data", {}).get("min_sequence_length", 1)
+        if value < minimum:
+            raise ValueError(f"is below MIN_SEQUENCE_LENGTH ({minimum})")
+        return value
+
+    @field_validator("data_dir")
+    @classmethod
+    def _absolute(cls, value: Path) -> Path:
+        return value.expanduser().absolute()
+
+    @property
+    def masked_redis_url(self) -> str:
+        """The address of Redis without its password."""
+        if self.redis_url is None:
+            return "embedded"
+        parts = urlsplit(self.redis_url)
+        if parts.password is None and parts.username is None:
+            return self.redis_url
+        return urlunsplit(parts._replace(netloc="***@" + parts.netloc.rpartition("@")[2]))
+
+    def make_folders(self) -> None:
+        """Makes the data folder and tries to write there.
+
+        Raises:
+            SettingsError: it cannot be made or written.
+        """
+        try:
+            self.data_dir.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.data_dir):
+                pass
+        except OSError as error:
+            raise SettingsError(f"DATA_DIR: {self.data_dir} cannot be written ({error.strerror})") from None
+
+
+class SettingsError(Exception):
+    """One line a bad variable, naming it."""
+
+
+def load_settings() -> Settings:
+    """The settings of this process.
+
+    Raises:
+        SettingsError: a value is of the wrong kind or out of bounds.
+    """
+    try:
+        return Settings()
+    except ValidationError as error:
+        lines = []
+        for problem in error.errors(include_url=False):
+            name = str(problem["loc"][0]).upper() if problem["loc"] else "settings"
+            # A value may be a secret (REDIS_URL holds a password), so it is the reason that is shown
+            lines.append(f"{name}: {problem['msg'].removeprefix('Value error, ')}")
+        raise SettingsError("\n".join(lines)) from None
+
+
+def load_settings_or_exit() -> Settings:
+    """As `load_settings`, for a start: the reason goes to standard error and the process ends."""
+    try:
+        return load_settings()
+    except SettingsError as error:
+        print(f"bad settings, the service does not start:\n{error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def pin_models(tags: dict[str, str]) -> None:
+    """Fixes MODELS to resolved versions for the processes that this one starts.
+
+    A runner that is restarted later must serve the version that the start resolved, whatever was imported since.
+    """
+    os.environ["MODELS"] = ",".join(f"{name}:{version}" for name, version in tags.items())
