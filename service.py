@@ -55,9 +55,7 @@ def resolve(entry: str) -> bentoml.Model:
 
 STORED = {entry.partition(":")[0]: resolve(entry) for entry in settings.models}
 pin_models({name: str(stored.tag.version) for name, stored in STORED.items()})
-OPTIONS = RunnerOptions(
-    settings.precision, settings.batch_tokens, settings.runner_gpus, settings.runner_timeout_s
-)
+OPTIONS = RunnerOptions(settings.precision, settings.batch_tokens, settings.runner_gpus, settings.runner_timeout_s)
 RUNNERS = {name: make_runner(find(name), stored.tag, OPTIONS) for name, stored in STORED.items()}
 
 

@@ -24,9 +24,7 @@ class Attention(Protocol):
     query, key, value: (T, H, K), the query already scaled; the result is (T, H, K) too.
     """
 
-    def __call__(
-        self, query: Tensor, key: Tensor, value: Tensor, pack: Pack, bias: Bias | None
-    ) -> Tensor: ...
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor, pack: Pack, bias: Bias | None) -> Tensor: ...
 
 
 def attend_each(query: Tensor, key: Tensor, value: Tensor, pack: Pack, bias: Bias | None) -> Tensor:

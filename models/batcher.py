@@ -58,7 +58,7 @@ class Batcher(Generic[ItemT, ResultT]):
         devices: Sequence[Device[ItemT, ResultT]],
         cost: Callable[[ItemT], int],
         budget: int,
-        lingers: Callable[[ItemT], bool] = lambda item: False,
+        lingers: Callable[[ItemT], bool] = lambda _: False,
         linger_s: float = 1.0,
     ) -> None:
         self.statistics = Statistics()

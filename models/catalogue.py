@@ -66,7 +66,7 @@ class Model:
 
     def read_as(self, sequence: str) -> str:
         """The sequence as the model reads it, `replaced_residues` applied."""
-        return sequence.translate(str.maketrans(dict(self.replaced_residues)))
+        return sequence.translate({ord(a): b for a, b in self.replaced_residues.items()})
 
 
 def _esm2(name: str, num_layers: int, dim: int, num_heads: int, size: str) -> Model:

@@ -110,9 +110,7 @@ class Engine:
                 results[index] = result
         return [result for result in results if result is not None]
 
-    def _run(
-        self, items: Sequence[Item], tokens: Sequence[np.ndarray]
-    ) -> list[np.ndarray | EmbeddingError]:
+    def _run(self, items: Sequence[Item], tokens: Sequence[np.ndarray]) -> list[np.ndarray | EmbeddingError]:
         """One forward pass over tokenised items."""
         batch = pack(tokens, self.device)
         residues = self.encoder.encode(batch)[residue_rows(batch, self.model.num_specials)]
@@ -120,8 +118,7 @@ class Engine:
         pooled = mean_pool(residues, torch.tensor(lengths, device=self.device))
         ends = np.cumsum(lengths).tolist()
         return [
-            _hand_back(item, pooled[i], residues[ends[i] - lengths[i] : ends[i]])
-            for i, item in enumerate(items)
+            _hand_back(item, pooled[i], residues[ends[i] - lengths[i] : ends[i]]) for i, item in enumerate(items)
         ]
 
 

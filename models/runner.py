@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import bentoml
 import numpy as np
@@ -22,7 +22,7 @@ from models.batcher import Batcher
 from models.catalogue import Model
 
 if TYPE_CHECKING:
-    from models.engine import EmbeddingError, Engine, Item, OutputDtype, Precision
+    from models.engine import EmbeddingError, Engine, Item, Precision
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +64,9 @@ def make_runner(model: Model, tag: bentoml.Tag, options: RunnerOptions) -> bento
             verify_stored(model, tag)
 
         @bentoml.api
-        async def embed(self, sequences: list[str], pooled: bool, dtype: str) -> dict[str, Any]:
+        async def embed(
+            self, sequences: list[str], pooled: bool, dtype: Literal["float16", "float32"]
+        ) -> dict[str, Any]:
             """Embeddings of cleaned sequences.
 
             Returns:
@@ -74,7 +76,7 @@ def make_runner(model: Model, tag: bentoml.Tag, options: RunnerOptions) -> bento
             """
             from models.engine import Item
 
-            items = [Item(sequence, pooled, _output_dtype(dtype)) for sequence in sequences]
+            items = [Item(sequence, pooled, dtype) for sequence in sequences]
             return gather(await self.batcher.run(items), model.dim, dtype)
 
         @bentoml.api
@@ -128,9 +130,7 @@ def load_engines(folder: Path, model: Model, precision: Precision) -> list[Engin
     return engines
 
 
-def gather(
-    results: Sequence[np.ndarray | EmbeddingError | Exception], dim: int, dtype: str
-) -> dict[str, Any]:
+def gather(results: Sequence[np.ndarray | EmbeddingError | Exception], dim: int, dtype: str) -> dict[str, Any]:
     """Results as one contiguous array: between processes, one large buffer is cheaper than many small ones."""
     arrays = [r.reshape(-1, dim) for r in results if isinstance(r, np.ndarray)]
     return {
@@ -138,9 +138,3 @@ def gather(
         "embeddings": np.concatenate(arrays) if arrays else np.empty((0, dim), dtype),
         "errors": {i: str(r) for i, r in enumerate(results) if isinstance(r, Exception)},
     }
-
-
-def _output_dtype(name: str) -> OutputDtype:
-    if name == "float16" or name == "float32":
-        return name
-    raise ValueError(f"dtype is {name!r}, not float16 or float32")

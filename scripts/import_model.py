@@ -31,8 +31,10 @@ from models.checkpoints import CheckpointError
 
 WEIGHT_SUFFIXES = (".safetensors", ".safetensors.index.json")
 TORCH_SUFFIXES = (".bin", ".bin.index.json")
-KEPT_FILES = ("config.json", "vocab.txt", "spiece.model", "tokenizer.json", "tokenizer_config.json")
-KEPT_FILES += ("special_tokens_map.json", "added_tokens.json")
+KEPT_FILES = (
+    *("config.json", "vocab.txt", "spiece.model", "tokenizer.json", "tokenizer_config.json"),
+    *("special_tokens_map.json", "added_tokens.json"),
+)
 VERSION_DIGITS = 16
 
 

@@ -53,7 +53,7 @@ async def _explain(request: Request, error: Exception) -> JSONResponse:
     return JSONResponse(body_of(error), status)
 
 
-async def _explain_validation(request: Request, error: Exception) -> JSONResponse:
+async def _explain_validation(_: Request, error: Exception) -> JSONResponse:
     """A parameter of a route (not a body: those are parsed by the route) is of the wrong kind."""
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]

@@ -53,9 +53,7 @@ def cache_key(parts: KeyParts, sequence: str) -> str:
 def encode(embedding: np.ndarray, level: int) -> bytes:
     """An embedding as bytes; no pickle. `level` is zlib's, 0 for none."""
     shape = struct.pack(f"<{embedding.ndim}I", *embedding.shape)
-    header = _HEADER.pack(
-        _MAGIC, FORMAT_VERSION, _DTYPES.index(embedding.dtype), int(level > 0), embedding.ndim
-    )
+    header = _HEADER.pack(_MAGIC, FORMAT_VERSION, _DTYPES.index(embedding.dtype), int(level > 0), embedding.ndim)
     raw = np.ascontiguousarray(embedding).tobytes()
     return header + shape + (zlib.compress(raw, level) if level else raw)
 
@@ -92,7 +90,7 @@ class Cache:
 
     async def get_many(self, keys: Sequence[str]) -> list[np.ndarray | None]:
         """One MGET; None for each key that is not there."""
-        values: list[bytes | None] | None = None
+        values: list[Any] | None = None
         if keys and not self._is_away():
             try:
                 values = await self.client.mget(keys)
@@ -148,7 +146,9 @@ class Cache:
             redis.RedisError, OSError: Redis does not answer.
         """
         pipeline = self.client.pipeline(transaction=False)
-        pipeline.hgetall(STATS_KEY).dbsize().info()
+        pipeline.hgetall(STATS_KEY)
+        pipeline.dbsize()
+        pipeline.info()
         counts, total_keys, info = await pipeline.execute()
         if total_keys <= EXACT_COUNT_LIMIT:
             found = self.client.scan_iter(match=CACHE_PREFIX + "*", count=SCAN_COUNT)

@@ -87,9 +87,8 @@ class OutputStore:
         """
         part = self.folder / f"{request_id}.part"
         key = OUTPUT_PREFIX + request_id
-        record = {"model": model, "expires_at": time.time() + self._ttl_s}
         pipeline = self._client.pipeline(transaction=True)
-        pipeline.hset(key, mapping=record)
+        pipeline.hset(key, items=["model", model, "expires_at", time.time() + self._ttl_s])
         pipeline.expire(key, int(self._ttl_s + REMEMBERED_S))
         try:
             await pipeline.execute()
@@ -110,7 +109,7 @@ class OutputStore:
         if not _REQUEST_ID.fullmatch(request_id):
             raise UnknownOutput("no such download")
         try:
-            record: dict[bytes, bytes] = await self._client.hgetall(OUTPUT_PREFIX + request_id)
+            record: dict[Any, Any] = await self._client.hgetall(OUTPUT_PREFIX + request_id)
         except REDIS_ERRORS as error:
             raise StoreUnavailable("Redis does not answer, so no download can be found") from error
         if not record or record[b"model"].decode() != model:

@@ -18,7 +18,9 @@ class ComputeRequest(BaseModel):
     )
 
     sequences: list[str] = Field(min_length=1, description="proteins in one-letter code")
-    ids: list[str] | None = Field(None, description="a name for each sequence; default sequence_0, sequence_1, ...")
+    ids: list[str] | None = Field(
+        None, description="a name for each sequence; default sequence_0, sequence_1, ..."
+    )
     pooled: bool = Field(True, description="one vector a sequence (mean over residues); false: one a residue")
     dtype: Literal["float16", "float32"] = Field("float16", description="of the embeddings")
 
@@ -197,7 +199,7 @@ class ErrorBody(BaseModel):
         json_schema_extra={
             "example": {
                 "error": "Invalid sequence",
-                "detail": "sequence 1 (P12345): 'J' at position 4 is leucine or isoleucine, in no model's vocabulary",
+                "detail": "sequence 1 (P12345): 'J' at position 4 is leucine or isoleucine",
                 "items": [{"index": 1, "id": "P12345", "position": 4, "character": "J", "reason": "..."}],
             }
         }

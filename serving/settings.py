@@ -14,7 +14,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from models.catalogue import CATALOGUE, MINI, UnknownModel, find
 
-VERSION = "1.0.0"  # of the service; pyproject.toml reads it here
+VERSION = "1.0.0"  # of the service; pyproject.toml says the same
 
 
 def _default_data_dir() -> Path:
@@ -27,7 +27,8 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(frozen=True, env_ignore_empty=True, extra="ignore")
 
     models: Annotated[tuple[str, ...], NoDecode] = Field(
-        (MINI.name,), description="models to run, comma-separated; `name` or `name:version` of the model store"
+        (MINI.name,),
+        description="models to run, comma-separated; `name` or `name:version` of the model store",
     )
     data_dir: Path = Field(
         default_factory=_default_data_dir, description="folder of the outputs and of the embedded Redis"
@@ -50,7 +51,8 @@ class Settings(BaseSettings):
     download_ttl_minutes: float = Field(10, gt=0, le=100_000, description="minutes that a download is kept")
 
     redis_url: str | None = Field(
-        None, description="redis://, rediss:// or unix:// address; unset: the service starts a Redis of its own"
+        None,
+        description="redis://, rediss:// or unix:// address; unset: the service starts a Redis of its own",
     )
     redis_ttl_days: float = Field(30, gt=0, le=3650, description="days that a cached embedding is kept")
     redis_compression_level: int = Field(6, ge=0, le=9, description="zlib level of cached embeddings; 0: none")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query
 
@@ -13,7 +13,7 @@ from serving.schemas import CacheCleared, CacheCounts, CacheStatistics, ErrorBod
 
 router = APIRouter(prefix="/embeddings/cache", tags=["cache"])
 
-_AWAY = {503: {"model": ErrorBody, "description": "Redis does not answer"}}
+_AWAY: dict[int | str, dict[str, Any]] = {503: {"model": ErrorBody, "description": "Redis does not answer"}}
 
 
 @router.get("/stats", response_model=CacheStatistics, responses=_AWAY)

@@ -115,9 +115,7 @@ async def compute(
         503: {"model": ErrorBody, "description": "Redis does not answer"},
     },
 )
-async def download(
-    model: str, request_id: str, gateway: Annotated[Gateway, Depends(gateway_of)]
-) -> FileResponse:
+async def download(model: str, request_id: str, gateway: Annotated[Gateway, Depends(gateway_of)]) -> FileResponse:
     """The npz of a compute request: `embedding_0`, `embedding_1`, ..., `ids`, `sequence_count`, `manifest`.
 
     Read it with `numpy.load(file, allow_pickle=False)`.
@@ -170,9 +168,7 @@ def _parse_json(body: bytes) -> ComputeRequest:
     raise InvalidRequest(f"{where}: {problems[0]['msg']}")
 
 
-def _manifest(
-    served: ServedModel, proteins: list[Protein], options: Options, report: Report
-) -> dict[str, Any]:
+def _manifest(served: ServedModel, proteins: list[Protein], options: Options, report: Report) -> dict[str, Any]:
     """What the npz says of itself, so that it can be understood without the request."""
     return {
         "model": served.model.name,
@@ -234,9 +230,7 @@ async def _reply(
             pooled=options.pooled,
             dtype=options.dtype,
             shape_description=(
-                f"[sequences, {dim}] (pooled)"
-                if options.pooled
-                else f"[sequences, sequence_length, {dim}] (full)"
+                f"[sequences, {dim}] (pooled)" if options.pooled else f"[sequences, sequence_length, {dim}] (full)"
             ),
         ),
         download_link=link,

@@ -51,8 +51,9 @@ async def root(gateway: Annotated[Gateway, Depends(gateway_of)]) -> ServiceInfo:
 @router.get("/embeddings/health", response_model=Health, responses={503: {"model": Health}})
 async def health(response: Response, gateway: Annotated[Gateway, Depends(gateway_of)]) -> Health:
     """Asks every component. 503 when a runner does not answer; without Redis the service is only degraded."""
-    runners = await asyncio.gather(*(_ask_runner(served) for served in gateway.served.values()))
-    components = {served.model.runner: answer for served, answer in zip(gateway.served.values(), runners)}
+    served_models = list(gateway.served.values())
+    runners = await asyncio.gather(*(_ask_runner(served) for served in served_models))
+    components = {s.model.runner: answer for s, answer in zip(served_models, runners, strict=True)}
     cache_component, cache_stats = await _ask_cache(gateway)
     status: Literal["healthy", "degraded", "unhealthy"] = "healthy"
     if not cache_component["responsive"]:

@@ -1,0 +1,57 @@
+# What one can do here; `make` or `make help` lists it. Needs Python 3.11 and a package index, nothing else.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+HOST ?= 127.0.0.1
+PORT ?= 3000
+VENV := .venv
+BIN := $(VENV)/bin
+SERVICE := service:ProteinEmbeddingService
+
+export BENTOML_DO_NOT_TRACK := 1
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | expand -t 12
+
+setup: $(VENV)/.runtime ## make .venv with the pinned dependencies of the service
+
+$(VENV)/.runtime: requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' \
+		|| { echo "Python 3.11 is needed; set PYTHON=/path/to/python3.11" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.runtime requirements-dev.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@touch $@
+
+demo: setup ## set up, start the service, embed the example proteins, show results, stop
+	$(BIN)/python -m scripts.demo
+
+serve: setup ## set up and serve MODELS on HOST:PORT (127.0.0.1:3000) in the foreground
+	@$(BIN)/python -m scripts.import_model esm2_mini --if-missing >/dev/null
+	exec $(BIN)/bentoml serve $(SERVICE) --host $(HOST) --port $(PORT)
+
+test: $(VENV)/.dev ## set up and run every test
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.dev ## formatting, lint and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(VENV)/.dev ## format the code and mend what lint can
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bento: setup ## build the Bento protein_embedding_service:VERSION with MODELS
+	@$(BIN)/python -m scripts.import_model esm2_mini --if-missing >/dev/null
+	$(BIN)/bentoml build
+
+clean: ## remove .venv and what the tools left
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+.PHONY: help setup demo serve test check format bento clean
