@@ -36,7 +36,7 @@ class LocalService:
         target: str = "service:ProteinEmbeddingService",
         folder: Path = ROOT,
     ) -> None:
-        self.url = f"http://127.0.0.1:{_free_port()}"
+        self.url = f"http://127.0.0.1:{free_port()}"
         self.log = data_dir / "service.log"
         self._environment = {**os.environ, "BENTOML_DO_NOT_TRACK": "1", "DATA_DIR": str(data_dir), **environment}
         self._target = target
@@ -98,7 +98,8 @@ class LocalService:
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-num_lines:])
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A TCP port of this machine that nothing listens on now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
