@@ -23,9 +23,9 @@ from bentoml.validators import ContentType
 from models.catalogue import UnknownModel, find
 from models.runner import RunnerOptions, make_runner
 from serving import errors
-from serving.app import create_app
+from serving.app import ExplainPlainErrors, create_app
 from serving.gateway import Gateway
-from serving.outputs import NPZ_MEDIA_TYPE, NpzWriter
+from serving.outputs import NPZ_MEDIA_TYPE, NpzWriter, describe
 from serving.pipeline import MemorySink, Options
 from serving.redis import EmbeddedRedis, RedisStartError
 from serving.runners import ServedModel
@@ -54,7 +54,7 @@ def resolve(entry: str) -> bentoml.Model:
 
 
 STORED = {entry.partition(":")[0]: resolve(entry) for entry in settings.models}
-pin_models({name: str(stored.tag.version) for name, stored in STORED.items()})
+PINNED = pin_models({name: str(stored.tag.version) for name, stored in STORED.items()})
 OPTIONS = RunnerOptions(settings.precision, settings.batch_tokens, settings.runner_gpus, settings.runner_timeout_s)
 RUNNERS = {name: make_runner(find(name), stored.tag, OPTIONS) for name, stored in STORED.items()}
 
@@ -159,7 +159,7 @@ class _Gateway:
                 raise errors.InferenceFailed(f"sequence {index}: {reason}")
         except (errors.ServiceError, UnknownModel) as error:
             raise ClientError(error) from error
-        return {"tag": served.tag, "trained": served.is_trained, "precision": report.precision}
+        return describe(served, proteins, options, report)
 
 
 for _name, _runner in RUNNERS.items():
@@ -168,5 +168,7 @@ for _name, _runner in RUNNERS.items():
 ProteinEmbeddingService = bentoml.service(
     name="protein_embedding_service",
     workers=settings.gateway_workers,
+    envs=[{"name": "MODELS", "value": PINNED}],  # what a Bento serves is what it was built with
     traffic={"timeout": settings.runner_timeout_s + 10},  # the runner's own limit comes first
 )(bentoml.asgi_app(app, path="/")(_Gateway))
+ProteinEmbeddingService.add_asgi_middleware(ExplainPlainErrors)

@@ -10,7 +10,9 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi_offline import FastAPIOffline
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from models.catalogue import UnknownModel
 from serving.errors import ServiceError, body_of, status_of
@@ -44,6 +46,29 @@ def create_app() -> FastAPI:
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     async with app.state.gateway.running():
         yield
+
+
+class ExplainPlainErrors:
+    """ASGI middleware: what BentoML's own routing refuses in plain text gets the body of every other error."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        replaced = False
+
+        async def explain(message: Message) -> None:
+            nonlocal replaced
+            if message["type"] == "http.response.start" and message["status"] in (404, 405):
+                media_type = Headers(raw=message["headers"]).get("content-type", "")
+                replaced = media_type.startswith("text/plain")
+                if replaced:
+                    error = HTTPException(message["status"])
+                    await (await _explain_http(Request(scope), error))(scope, receive, send)
+            if not replaced:
+                await send(message)
+
+        await self._app(scope, receive, explain if scope["type"] == "http" else send)
 
 
 async def _explain(request: Request, error: Exception) -> JSONResponse:

@@ -15,7 +15,10 @@ import numpy as np
 import redis.asyncio
 
 from serving.errors import ExpiredOutput, StoreUnavailable, UnknownOutput
+from serving.pipeline import Options, Report
 from serving.redis import OUTPUT_PREFIX, REDIS_ERRORS
+from serving.runners import ServedModel
+from serving.sequences import Protein
 
 NPZ_MEDIA_TYPE = "application/x-npz"
 DEFLATE_LEVEL = 1  # embeddings hardly deflate: higher levels take longer and gain nothing
@@ -55,6 +58,24 @@ class NpzWriter:
     def _write(self, name: str, array: np.ndarray) -> None:
         with self._zip.open(f"{name}.npy", "w", force_zip64=True) as member:
             np.lib.format.write_array(member, array, allow_pickle=False)
+
+
+def describe(served: ServedModel, proteins: Sequence[Protein], options: Options, report: Report) -> dict[str, Any]:
+    """The manifest: what a file says of itself, so that it can be understood without the request."""
+    return {
+        "model": served.model.name,
+        "tag": served.tag,
+        "trained": served.is_trained,
+        "precision": report.precision,
+        "dtype": options.dtype,
+        "layer": "last",
+        "pooling": "mean over residues" if options.pooled else "none: one row a residue",
+        "lengths": [len(protein.sequence) for protein in proteins],
+        "replaced_residues": {
+            str(index): protein.replaced for index, protein in enumerate(proteins) if protein.replaced
+        },
+        "errors": {str(index): reason for index, reason in report.errors.items()},
+    }
 
 
 class OutputStore:

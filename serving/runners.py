@@ -42,6 +42,12 @@ class ServedModel:
     def is_trained(self) -> bool:
         return bool(self.metadata["trained"])
 
+    @property
+    def description(self) -> str:
+        """The catalogue's words, and the truth about the weights that are really there."""
+        words = self.model.description
+        return words if self.is_trained or "UNTRAINED" in words else f"{words}; here with UNTRAINED weights"
+
     async def status(self) -> dict[str, Any]:
         """What the runner says of itself now.
 

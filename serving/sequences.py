@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from models.catalogue import Model
-from serving.errors import InvalidSequences, MalformedBody, Problem, TooManySequences
+from serving.errors import InvalidRequest, InvalidSequences, MalformedBody, Problem, TooManySequences
 
 _WHITE_SPACE = re.compile(r"\s+")
 _HINTS = {
@@ -77,9 +77,12 @@ def clean_all(records: Sequence[Record], model: Model, limits: Limits) -> list[P
     """Cleaned proteins, in order, duplicates kept.
 
     Raises:
+        InvalidRequest: there is none.
         TooManySequences: more than a request may hold.
         InvalidSequences: naming every sequence that is wrong, not the first alone.
     """
+    if not records:
+        raise InvalidRequest("the request holds no sequence")
     if len(records) > limits.max_sequences:
         raise TooManySequences(len(records), limits.max_sequences)
     results = [clean(index, record, model, limits) for index, record in enumerate(records)]

@@ -5,16 +5,28 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlsplit, urlunsplit
 
+import yaml
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from models.catalogue import CATALOGUE, MINI, UnknownModel, find
 
 VERSION = "1.0.0"  # of the service; pyproject.toml says the same
+
+
+def default_models() -> tuple[str, ...]:
+    """The models that this Bento was built with, in their versions; outside a Bento, the embedded one."""
+    manifest = Path(__file__).parents[2] / "bento.yaml"  # a Bento holds the project in src/
+    if not manifest.exists():
+        return (MINI.name,)
+    variables = yaml.safe_load(manifest.read_text()).get("envs", [])
+    recorded = {variable["name"]: variable["value"] for variable in variables}
+    return tuple(recorded["MODELS"].split(","))
 
 
 def _default_data_dir() -> Path:
@@ -27,7 +39,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(frozen=True, env_ignore_empty=True, extra="ignore")
 
     models: Annotated[tuple[str, ...], NoDecode] = Field(
-        (MINI.name,),
+        default_factory=default_models,
         description="models to run, comma-separated; `name` or `name:version` of the model store",
     )
     data_dir: Path = Field(
@@ -156,9 +168,10 @@ def load_settings_or_exit() -> Settings:
         raise SystemExit(2) from None
 
 
-def pin_models(tags: dict[str, str]) -> None:
-    """Fixes MODELS to resolved versions for the processes that this one starts.
+def pin_models(versions: Mapping[str, str]) -> str:
+    """Fixes MODELS to resolved versions for the processes that this one starts, and returns it.
 
     A runner that is restarted later must serve the version that the start resolved, whatever was imported since.
     """
-    os.environ["MODELS"] = ",".join(f"{name}:{version}" for name, version in tags.items())
+    pinned = os.environ["MODELS"] = ",".join(f"{name}:{version}" for name, version in versions.items())
+    return pinned

@@ -20,7 +20,7 @@ from serving.errors import (
     UnsupportedBody,
 )
 from serving.gateway import Gateway, gateway_of
-from serving.outputs import NPZ_MEDIA_TYPE, NpzWriter
+from serving.outputs import NPZ_MEDIA_TYPE, NpzWriter, describe
 from serving.pipeline import Options, Report
 from serving.routes.models import length_range, summarise
 from serving.runners import UNTRAINED_WARNING, ServedModel
@@ -86,7 +86,7 @@ async def compute(
     writer = await asyncio.to_thread(_open, path)
     try:
         report = await gateway.pipeline.embed(served, proteins, options, writer)
-        manifest = _manifest(served, proteins, options, report)
+        manifest = describe(served, proteins, options, report)
         await asyncio.to_thread(writer.finish, [protein.id for protein in proteins], manifest)
     except BaseException:
         writer.abandon()
@@ -166,24 +166,6 @@ def _parse_json(body: bytes) -> ComputeRequest:
         raise InvalidSequences(wrong_items)
     where = ".".join(str(part) for part in problems[0]["loc"]) or "body"
     raise InvalidRequest(f"{where}: {problems[0]['msg']}")
-
-
-def _manifest(served: ServedModel, proteins: list[Protein], options: Options, report: Report) -> dict[str, Any]:
-    """What the npz says of itself, so that it can be understood without the request."""
-    return {
-        "model": served.model.name,
-        "tag": served.tag,
-        "trained": served.is_trained,
-        "precision": report.precision,
-        "dtype": options.dtype,
-        "layer": "last",
-        "pooling": "mean over residues" if options.pooled else "none: one row a residue",
-        "lengths": [len(protein.sequence) for protein in proteins],
-        "replaced_residues": {
-            str(index): protein.replaced for index, protein in enumerate(proteins) if protein.replaced
-        },
-        "errors": {str(index): reason for index, reason in report.errors.items()},
-    }
 
 
 async def _reply(

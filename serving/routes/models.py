@@ -80,7 +80,7 @@ async def summarise(served: ServedModel) -> ModelSummary:
     return ModelSummary(
         runner=served.model.runner,
         embedding_dim=served.model.dim,
-        description=served.model.description,
+        description=served.description,
         precision=(await _description(served)).get("precision"),
         tag=served.tag,
         trained=served.is_trained,
