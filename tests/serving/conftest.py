@@ -1,0 +1,113 @@
+"""A runner whose answers one can work out in one's head, and the parts of a gateway around it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import redis.asyncio
+
+from models.catalogue import CATALOGUE, MINI
+from serving.cache import Cache
+from serving.errors import RunnerUnavailable
+from serving.outputs import OutputStore
+from serving.pipeline import Pipeline
+from serving.redis import connect
+from serving.runners import ServedModel
+from serving.sequences import Protein
+from serving.settings import Settings
+
+
+class CountingRunner:
+    """Pooled: a vector full of the sequence's length. Per residue: row i full of i modulo 1000.
+
+    A sequence with a W in it fails. `gate`, when closed, holds every call back.
+    """
+
+    def __init__(self, dim: int = MINI.dim) -> None:
+        self.dim = dim
+        self.calls: list[list[str]] = []
+        self.num_running = 0
+        self.most_running = 0
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.is_down = False
+
+    async def embed(self, sequences: list[str], pooled: bool, dtype: str) -> dict[str, Any]:
+        if self.is_down:
+            raise RunnerUnavailable("down")
+        self.calls.append(sequences)
+        self.num_running += 1
+        self.most_running = max(self.most_running, self.num_running)
+        await self.gate.wait()
+        await asyncio.sleep(0)
+        self.num_running -= 1
+        good = [s for s in sequences if "W" not in s]
+        values = [[len(s)] if pooled else [i % 1000 for i in range(len(s))] for s in good]
+        rows = np.array([value for row in values for value in row], dtype)
+        return {
+            "lengths": [0 if "W" in s else 1 if pooled else len(s) for s in sequences],
+            "embeddings": np.repeat(rows[:, None], self.dim, axis=1),
+            "errors": {i: "has a W" for i, s in enumerate(sequences) if "W" in s},
+        }
+
+    async def status(self) -> dict[str, Any]:
+        if self.is_down:
+            raise RunnerUnavailable("down")
+        return {"precision": "fp32", "devices": ["cpu"]}
+
+
+@pytest.fixture
+def runner() -> CountingRunner:
+    return CountingRunner()
+
+
+@pytest.fixture
+def served(runner: CountingRunner) -> ServedModel:
+    return ServedModel(MINI, "v1", {"trained": False}, runner)
+
+
+@pytest.fixture
+def served_t5() -> ServedModel:
+    return ServedModel(CATALOGUE["prot_t5"], "v1", {"trained": True}, CountingRunner(dim=1024))
+
+
+@pytest.fixture
+async def client(redis_url: str, data_dir: Path) -> AsyncIterator[redis.asyncio.Redis]:
+    """A client of a real, empty Redis."""
+    client = connect(Settings(redis_url=redis_url, data_dir=data_dir))
+    await client.flushdb()
+    yield client
+    await client.aclose()
+
+
+@pytest.fixture
+async def dead_client(data_dir: Path) -> AsyncIterator[redis.asyncio.Redis]:
+    """A client of an address where nothing listens."""
+    client = connect(Settings(redis_url=f"unix://{data_dir}/nobody.sock", data_dir=data_dir))
+    yield client
+    await client.aclose()
+
+
+@pytest.fixture
+def cache(client: redis.asyncio.Redis) -> Cache:
+    return Cache(client, ttl_s=60, level=6)
+
+
+@pytest.fixture
+def pipeline(cache: Cache) -> Pipeline:
+    return Pipeline(cache)
+
+
+@pytest.fixture
+def outputs(client: redis.asyncio.Redis, data_dir: Path) -> OutputStore:
+    data_dir.mkdir()
+    return OutputStore(data_dir / "outputs", client, ttl_s=60)
+
+
+def proteins(*sequences: str) -> list[Protein]:
+    return [Protein(f"p{index}", sequence) for index, sequence in enumerate(sequences)]

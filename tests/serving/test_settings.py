@@ -1,0 +1,99 @@
+"""Settings: defaults, bounds, and a start that stops with the variable's name."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from scripts.local_service import ROOT
+from serving import settings
+from serving.settings import Settings, SettingsError, load_settings
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in Settings.model_fields:
+        monkeypatch.delenv(name.upper(), raising=False)
+
+
+def test_the_defaults_of_the_triton_based_service_are_kept() -> None:
+    found = load_settings()
+    assert (found.min_sequence_length, found.max_sequence_length) == (10, 5000)
+    assert found.max_sequences_per_request == 100
+    assert (found.redis_ttl_days, found.redis_compression_level) == (30, 6)
+    assert found.download_ttl_minutes == 10
+    assert found.log_level == "INFO"
+    assert found.models == ("esm2_mini",)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("MODELS", "esm2_mini,esm2_huge"),
+        ("MODELS", ","),
+        ("MODELS", "esm2_mini,esm2_mini:v2"),
+        ("MAX_SEQUENCE_LENGTH", "5"),  # below MIN_SEQUENCE_LENGTH
+        ("MAX_SEQUENCE_LENGTH", "many"),
+        ("MIN_SEQUENCE_LENGTH", "0"),
+        ("MAX_SEQUENCES_PER_REQUEST", "-1"),
+        ("PRECISION", "int3"),
+        ("REDIS_URL", "http://redis"),
+        ("REDIS_COMPRESSION_LEVEL", "10"),
+        ("REDIS_TTL_DAYS", "0"),
+        ("DOWNLOAD_TTL_MINUTES", "-5"),
+        ("LOG_LEVEL", "LOUD"),
+        ("GATEWAY_WORKERS", "0"),
+        ("BATCH_TOKENS", "1"),
+    ],
+)
+def test_a_bad_value_is_refused_by_name(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError, match=rf"^{name}: "):
+        load_settings()
+
+
+def test_every_bad_variable_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOG_LEVEL", "LOUD")
+    monkeypatch.setenv("BATCH_TOKENS", "1")
+    with pytest.raises(SettingsError) as error:
+        load_settings()
+    assert [line.partition(":")[0] for line in str(error.value).splitlines()] == ["LOG_LEVEL", "BATCH_TOKENS"]
+
+
+def test_an_unknown_model_is_answered_with_the_catalogue(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MODELS", "esm2_t33_650")
+    with pytest.raises(SettingsError, match=r"did you mean esm2_t33_650M.*prot_t5"):
+        load_settings()
+
+
+def test_a_password_is_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REDIS_URL", "redis://user:secret@example:6379/2")
+    assert load_settings().masked_redis_url == "redis://***@example:6379/2"
+    monkeypatch.setenv("REDIS_URL", "gopher://user:secret@example")
+    with pytest.raises(SettingsError) as error:
+        load_settings()
+    assert "secret" not in str(error.value)
+
+
+def test_versions_are_kept_in_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MODELS", " esm2_mini:abc , prot_t5 ")
+    assert load_settings().models == ("esm2_mini:abc", "prot_t5")
+
+
+def test_resolved_versions_reach_the_processes_that_are_started_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MODELS", "esm2_mini")
+    settings.pin_models({"esm2_mini": "abc", "prot_t5": "def"})
+    assert load_settings().models == ("esm2_mini:abc", "prot_t5:def")
+
+
+def test_a_data_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(SettingsError, match=r"^DATA_DIR: "):
+        Settings(data_dir=tmp_path / "file" / "data").make_folders()
+
+
+def test_the_version_is_the_same_everywhere() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["version"] == settings.VERSION
