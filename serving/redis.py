@@ -20,8 +20,9 @@ from pathlib import Path
 
 import redis
 import redis.asyncio
-from redis.asyncio.retry import Retry
+from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from serving.settings import Settings
 
@@ -51,7 +52,7 @@ def connect(settings: Settings) -> redis.asyncio.Redis:
         url,
         socket_connect_timeout=CONNECT_TIMEOUT_S,
         socket_timeout=ANSWER_TIMEOUT_S,
-        retry=Retry(NoBackoff(), 1),  # once more: an idle connection may have been closed by the server
+        retry=AsyncRetry(NoBackoff(), 1),  # once more: an idle connection may have been closed by the server
     )
 
 
@@ -108,6 +109,12 @@ class EmbeddedRedis:
             os.close(self._lock)
             self._lock = None
 
+    def _client(self) -> redis.Redis:
+        """One that fails at once where nobody listens; redis-py's own would try again for seconds."""
+        return redis.Redis(
+            unix_socket_path=str(self.socket), socket_timeout=ANSWER_TIMEOUT_S, retry=Retry(NoBackoff(), 0)
+        )
+
     def _hold_folder(self) -> None:
         """One service a data folder: two servers would overwrite each other's file."""
         self._lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
@@ -121,7 +128,7 @@ class EmbeddedRedis:
     def _end_orphan(self) -> None:
         """Where an owner was killed and the system did not end its server too, that server is still there."""
         try:
-            redis.Redis(unix_socket_path=str(self.socket), socket_timeout=ANSWER_TIMEOUT_S).shutdown()
+            self._client().shutdown()
         except REDIS_ERRORS:
             pass
         self.socket.unlink(missing_ok=True)
@@ -155,7 +162,7 @@ class EmbeddedRedis:
         return [part for name, value in options.items() for part in (f"--{name}", value)]
 
     def _wait_until_ready(self) -> None:
-        client = redis.Redis(unix_socket_path=str(self.socket), socket_timeout=ANSWER_TIMEOUT_S)
+        client = self._client()
         deadline = time.monotonic() + START_TIMEOUT_S
         while time.monotonic() < deadline:
             try:

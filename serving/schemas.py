@@ -113,6 +113,7 @@ class ModelInfo(ModelSummary):
     precision_reason: str | None
     attention: str | None
     devices: list[str]
+    batcher: dict[str, int] = Field(description="counters since the runner's start, and what waits now")
     inputs: list[TensorInfo]
     outputs: list[TensorInfo]
 

@@ -62,9 +62,16 @@ def tcp_redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session", params=["embedded", "tcp"])
-def redis_url(request: pytest.FixtureRequest) -> str:
-    """Both ways to a real Redis; what uses this is run on each."""
-    if request.param == "tcp":
+def redis_kind(request: pytest.FixtureRequest) -> str:
+    """Both ways to a real Redis: the service's own, and one by REDIS_URL. What uses this is run on each."""
+    kind: str = request.param
+    return kind
+
+
+@pytest.fixture(scope="session")
+def redis_url(redis_kind: str, request: pytest.FixtureRequest) -> str:
+    """The address of a real Redis of either kind."""
+    if redis_kind == "tcp":
         url: str = request.getfixturevalue("tcp_redis_url")
         return url
     embedded: EmbeddedRedis = request.getfixturevalue("embedded_redis")

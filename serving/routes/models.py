@@ -52,7 +52,7 @@ async def model_info(
 ) -> ModelInfo:
     """Everything about one model: weights, limits, arithmetic, tensors."""
     served = gateway.find(model or gateway.default_model)
-    row, runner = served.model, await _description(served)
+    row, runner = served.model, await _status(served)
     hidden = _DATATYPES.get(runner.get("precision", ""), "FP32")
     return ModelInfo(
         **(await summarise(served)).model_dump(),
@@ -67,6 +67,7 @@ async def model_info(
         precision_reason=runner.get("precision_reason"),
         attention=runner.get("attention"),
         devices=runner.get("devices", []),
+        batcher=runner.get("batcher", {}),
         inputs=[
             TensorInfo(name="input_ids", datatype="INT64", shape=[-1]),
             TensorInfo(name="cu_seqlens", datatype="INT32", shape=[-1]),
@@ -86,6 +87,13 @@ async def summarise(served: ServedModel) -> ModelSummary:
         trained=served.is_trained,
         warning=None if served.is_trained else UNTRAINED_WARNING,
     )
+
+
+async def _status(served: ServedModel) -> dict[str, Any]:
+    try:
+        return await served.status()
+    except RunnerUnavailable:
+        return {}
 
 
 async def _description(served: ServedModel) -> dict[str, Any]:

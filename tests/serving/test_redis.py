@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from scripts.local_service import ROOT
 from serving.redis import REDIS_ERRORS, EmbeddedRedis, RedisStartError, connect
@@ -27,7 +29,7 @@ def server(data_dir: Path) -> Iterator[EmbeddedRedis]:
 
 
 def client_of(server: EmbeddedRedis) -> redis.Redis:
-    return redis.Redis(unix_socket_path=str(server.socket))
+    return redis.Redis(unix_socket_path=str(server.socket), retry=Retry(NoBackoff(), 0))
 
 
 def wait_until(is_true: Callable[[], bool], what: str) -> None:

@@ -1,0 +1,53 @@
+"""The Bento: built from the tree, served from elsewhere."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import bentoml
+import httpx
+import pytest
+
+from scripts.local_service import ROOT, LocalService
+
+
+@pytest.fixture(scope="module")
+def bento(stored_models: None) -> Iterator[bentoml.Bento]:
+    command = [str(Path(sys.executable).with_name("bentoml")), "build", "--output", "tag"]
+    environment = {**os.environ, "MODELS": "esm2_t6_8M,esm2_mini"}
+    output = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, check=True).stdout.decode()
+    tag = output.strip().removeprefix("__tag__:")
+    assert tag.startswith("protein_embedding_service:")
+    yield bentoml.bentos.get(tag)
+    bentoml.bentos.delete(tag)
+
+
+def test_it_holds_the_service_and_nothing_else(bento: bentoml.Bento) -> None:
+    source = Path(bento.path) / "src"
+    assert {path.name for path in source.iterdir()} == {
+        *("service.py", "models", "serving", "requirements.txt", "bentofile.yaml")
+    }
+    assert not list(source.rglob("*.pyc"))
+
+
+def test_it_names_its_models_in_their_versions(bento: bentoml.Bento) -> None:
+    expected = {str(bentoml.models.get(name).tag) for name in ("esm2_mini", "esm2_t6_8m")}
+    assert {str(model.tag) for model in bento.info.all_models} == expected
+
+
+def test_served_from_another_folder_it_runs_what_it_was_built_with(
+    bento: bentoml.Bento, data_dir: Path, tmp_path: Path
+) -> None:
+    with LocalService(data_dir, {}, target=str(bento.tag), folder=tmp_path) as service:
+        models = httpx.get(f"{service.url}/embeddings/models").json()["available_models"]
+        assert list(models) == ["esm2_t6_8M", "esm2_mini"]
+        reply = httpx.post(
+            f"{service.url}/embeddings/compute/esm2_t6_8M",
+            json={"sequences": ["MKTAYIAKQRQISFVKSHFSRQ"]},
+            timeout=60,
+        )
+        assert reply.status_code == 200

@@ -1,0 +1,49 @@
+"""BentoML's own client against the service."""
+
+from __future__ import annotations
+
+import json
+
+import bentoml
+import numpy as np
+import pytest
+from bentoml.exceptions import BentoMLException
+
+from .conftest import Served
+
+SEQUENCES = ["MKTAYIAKQRQISFVKSHFSRQ", "MQIFVKTLTGKTITLEVEPSDTIENVKAKIQDKEG"]
+
+
+def test_encode_returns_an_array(served: Served) -> None:
+    with bentoml.SyncHTTPClient(served.url) as client:
+        embeddings = client.encode(sequences=SEQUENCES)
+        assert embeddings.shape == (2, 144)
+        swapped = client.encode(sequences=SEQUENCES[::-1], model="esm2_mini")
+    np.testing.assert_array_equal(embeddings, swapped[::-1])
+
+
+def test_encode_per_residue_returns_a_file(served: Served) -> None:
+    with bentoml.SyncHTTPClient(served.url) as client:
+        path = client.encode_per_residue(sequences=SEQUENCES, model="esm2_t6_8M")
+        with np.load(path, allow_pickle=False) as arrays:
+            shapes = [arrays[f"embedding_{i}"].shape for i in range(2)]
+            manifest = json.loads(str(arrays["manifest"]))
+    assert shapes == [(len(sequence), 320) for sequence in SEQUENCES]
+    assert manifest["trained"] is False
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "reason"),
+    [
+        ({"sequences": ["MKTJYIAKQRQIS"]}, 422, "'J' at position 4"),
+        ({"sequences": []}, 422, "no sequence"),
+        ({"sequences": SEQUENCES, "model": "esm2_min"}, 404, "did you mean esm2_mini"),
+    ],
+)
+def test_bad_input_is_explained(served: Served, arguments: dict[str, object], status: int, reason: str) -> None:
+    with (
+        bentoml.SyncHTTPClient(served.url) as client,
+        pytest.raises(BentoMLException, match=reason) as error,
+    ):
+        client.encode(**arguments)
+    assert error.value.error_code == status

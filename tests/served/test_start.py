@@ -1,0 +1,106 @@
+"""A start that cannot succeed stops at once, with the reason; and a start without Redis goes on."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import bentoml
+import httpx
+import numpy as np
+import pytest
+
+from scripts import import_model
+from scripts.local_service import ROOT, LocalService, free_port
+
+GOOD = "MKTAYIAKQRQISFVKSHFSRQ"
+
+
+def start(data_dir: Path, **environment: str) -> tuple[int, str]:
+    """Exit status and output of a start that is expected to stop by itself."""
+    bento = Path(sys.executable).with_name("bentoml")
+    run = subprocess.run(
+        [str(bento), "serve", "service:ProteinEmbeddingService", "--port", str(free_port())],
+        cwd=ROOT,
+        env={**os.environ, "DATA_DIR": str(data_dir), **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=60,
+        check=False,
+    )
+    return run.returncode, run.stdout.decode()
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "reason"),
+    [
+        ("MODELS", "esm2_mini,esm2_mega", "unknown model 'esm2_mega'"),
+        ("MODELS", "esm2_t48_15B", "python -m scripts.import_model esm2_t48_15B"),
+        ("MAX_SEQUENCE_LENGTH", "ten", "MAX_SEQUENCE_LENGTH: "),
+        ("DATA_DIR", "/proc/no", "DATA_DIR: "),
+    ],
+)
+def test_a_bad_setting_stops_the_start(
+    stored_models: None, data_dir: Path, variable: str, value: str, reason: str
+) -> None:
+    status, output = start(data_dir, **{variable: value})
+    assert status != 0
+    assert reason in output
+    assert "Traceback" not in output
+
+
+def test_a_damaged_checkpoint_stops_the_start(data_dir: Path, tmp_path: Path) -> None:
+    """In a store of its own, which it spoils."""
+    home = {"BENTOML_HOME": str(tmp_path / "store")}
+    command = [sys.executable, "-m", "scripts.import_model", "esm2_mini"]
+    tag = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, **home}, stdout=subprocess.PIPE, check=True
+    ).stdout.decode()
+    folder = tmp_path / "store" / "models" / tag.strip().replace(":", "/")
+    with (folder / "model.safetensors").open("r+b") as file:
+        file.truncate(100_000)
+    status, output = start(data_dir, **home)
+    assert status != 0
+    assert "model.safetensors is truncated" in output
+    assert "Traceback" not in output
+
+
+def test_a_version_can_be_asked_for(stored_models: None, data_dir: Path) -> None:
+    older = bentoml.models.get("esm2_mini").tag.version
+    import_model.main(["esm2_mini", "--random", "--seed", "5"])  # is the latest one now
+    try:
+        with LocalService(data_dir, {"MODELS": f"esm2_mini:{older}"}) as service:
+            body = httpx.get(f"{service.url}/embeddings/models").json()
+        assert body["available_models"]["esm2_mini"]["tag"] == f"esm2_mini:{older}"
+    finally:
+        bentoml.models.delete("esm2_mini:latest")
+
+
+def test_without_redis_the_service_computes_and_says_so(stored_models: None, data_dir: Path) -> None:
+    environment = {"MODELS": "esm2_mini", "REDIS_URL": f"redis://127.0.0.1:{free_port()}"}
+    with (
+        LocalService(data_dir, environment) as service,
+        httpx.Client(base_url=service.url, timeout=30) as http,
+    ):
+        for _ in range(2):
+            reply = http.post("/embeddings/compute/esm2_mini", json={"sequences": [GOOD]})
+            assert reply.status_code == 200
+            assert reply.json()["cache_stats"]["total_hits"] == 0
+            assert reply.json()["download_link"] is None
+            assert "Redis does not answer" in reply.json()["warnings"][-1]
+        npz = http.post(
+            "/embeddings/compute/esm2_mini", json={"sequences": [GOOD]}, headers={"accept": "application/x-npz"}
+        )
+        assert npz.status_code == 200
+        (data_dir / "x.npz").write_bytes(npz.content)
+        with np.load(data_dir / "x.npz", allow_pickle=False) as arrays:
+            assert arrays["embedding_0"].shape == (144,)
+        health = http.get("/embeddings/health")
+        assert (health.status_code, health.json()["status"]) == (200, "degraded")
+        assert health.json()["components"]["cache"]["errors"] > 0
+        download = http.get("/embeddings/download/esm2_mini/numpy/1703123456_" + "0" * 32)
+        for refused in (http.get("/embeddings/cache/stats"), http.post("/embeddings/cache/clear"), download):
+            assert (refused.status_code, refused.json()["error"]) == (503, "Store unavailable")
+        assert list((data_dir / "outputs").iterdir()) == []
