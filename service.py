@@ -9,13 +9,11 @@ it is built (models/runner.py); a request's way is in serving/.
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable
 from http import HTTPStatus
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 import bentoml
-import httpx
 import numpy as np
 from bentoml.exceptions import BentoMLException, NotFound
 from bentoml.validators import ContentType
@@ -28,12 +26,11 @@ from serving.gateway import Gateway
 from serving.outputs import NPZ_MEDIA_TYPE, NpzWriter, describe
 from serving.pipeline import MemorySink, Options
 from serving.redis import EmbeddedRedis, RedisStartError
+from serving.runner_client import RunnerClient
 from serving.runners import ServedModel
 from serving.sequences import Record, clean_all, default_id
 from serving.settings import SettingsError, load_settings_or_exit, pin_models
 from serving.telemetry import configure_logging
-
-T = TypeVar("T")
 
 os.environ.setdefault("BENTOML_DO_NOT_TRACK", "1")
 settings = load_settings_or_exit()
@@ -59,30 +56,12 @@ OPTIONS = RunnerOptions(settings.precision, settings.batch_tokens, settings.runn
 RUNNERS = {name: make_runner(find(name), stored.tag, OPTIONS) for name, stored in STORED.items()}
 
 
-class RunnerClient:
-    """A runner as the gateway calls it: BentoML's proxy, with its failures as errors of ours."""
-
-    def __init__(self, name: str, proxy: Any) -> None:
-        self._name = name
-        self._proxy = proxy
-
-    async def embed(self, sequences: list[str], pooled: bool, dtype: str) -> dict[str, Any]:
-        return await self._explained(self._proxy.embed(sequences=sequences, pooled=pooled, dtype=dtype))
-
-    async def status(self) -> dict[str, Any]:
-        return await self._explained(self._proxy.status())
-
-    async def _explained(self, call: Awaitable[T]) -> T:
-        try:
-            return await call
-        except (httpx.TimeoutException, BentoMLException) as error:
-            is_late = isinstance(error, httpx.TimeoutException) or error.error_code == HTTPStatus.GATEWAY_TIMEOUT
-            if is_late:
-                seconds = settings.runner_timeout_s
-                raise errors.DeadlineExceeded(f"{self._name} took over {seconds:g} seconds") from error
-            raise errors.RunnerUnavailable(f"{self._name} failed; see the server's log") from error
-        except httpx.HTTPError as error:
-            raise errors.RunnerUnavailable(f"{self._name} does not answer") from error
+def address(runner: bentoml.Service[Any]) -> str:
+    """Where BentoML serves a runner."""
+    url: str | None = runner.url
+    if url is None:
+        raise SystemExit("runners need processes of their own: serve without --development")
+    return url
 
 
 class ClientError(BentoMLException):
@@ -101,7 +80,7 @@ class _Gateway:
                 model=find(name),
                 version=str(stored.tag.version),
                 metadata=stored.info.metadata,
-                runner=RunnerClient(find(name).runner, getattr(self, find(name).runner)),
+                runner=RunnerClient(find(name).runner, address(RUNNERS[name]), settings.runner_timeout_s),
             )
             for name, stored in STORED.items()
         }

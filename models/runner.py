@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,9 +19,10 @@ import numpy as np
 from models import checkpoints
 from models.batcher import Batcher
 from models.catalogue import Model
+from models.wire import encode_reply
 
 if TYPE_CHECKING:
-    from models.engine import EmbeddingError, Engine, Item, Precision
+    from models.engine import Engine, Item, Precision
 
 logger = logging.getLogger(__name__)
 
@@ -64,20 +64,12 @@ def make_runner(model: Model, tag: bentoml.Tag, options: RunnerOptions) -> bento
             verify_stored(model, tag)
 
         @bentoml.api
-        async def embed(
-            self, sequences: list[str], pooled: bool, dtype: Literal["float16", "float32"]
-        ) -> dict[str, Any]:
-            """Embeddings of cleaned sequences.
-
-            Returns:
-                lengths: rows of each sequence in `embeddings` (1 if pooled, 0 if it failed).
-                embeddings: (sum of lengths, D), of the asked dtype.
-                errors: index of each sequence that failed, and why.
-            """
+        async def embed(self, sequences: list[str], pooled: bool, dtype: Literal["float16", "float32"]) -> bytes:
+            """Embeddings of cleaned sequences, as models/wire.py writes them."""
             from models.engine import Item
 
             items = [Item(sequence, pooled, dtype) for sequence in sequences]
-            return gather(await self.batcher.run(items), model.dim, dtype)
+            return encode_reply(await self.batcher.run(items), model.dim, dtype)
 
         @bentoml.api
         async def status(self) -> dict[str, Any]:
@@ -128,13 +120,3 @@ def load_engines(folder: Path, model: Model, precision: Precision) -> list[Engin
             *(engine.precision_reason, engine.attention_reason),
         )
     return engines
-
-
-def gather(results: Sequence[np.ndarray | EmbeddingError | Exception], dim: int, dtype: str) -> dict[str, Any]:
-    """Results as one contiguous array: between processes, one large buffer is cheaper than many small ones."""
-    arrays = [r.reshape(-1, dim) for r in results if isinstance(r, np.ndarray)]
-    return {
-        "lengths": [r.size // dim if isinstance(r, np.ndarray) else 0 for r in results],
-        "embeddings": np.concatenate(arrays) if arrays else np.empty((0, dim), dtype),
-        "errors": {i: str(r) for i, r in enumerate(results) if isinstance(r, Exception)},
-    }

@@ -69,6 +69,7 @@ class Gateway:
             yield
         finally:
             sweeper.cancel()
+            await asyncio.gather(*(served.runner.close() for served in self.served.values()))
             await self.client.aclose()
 
     async def _sweep_for_ever(self) -> None:

@@ -167,12 +167,12 @@ class _Request:
             )
         computed: list[tuple[int, np.ndarray]] = []
         start = 0
-        for offset, (place, rows) in enumerate(zip(places, reply["lengths"], strict=True)):
-            if offset in reply["errors"]:
+        for offset, (place, rows) in enumerate(zip(places, reply.lengths, strict=True)):
+            if offset in reply.errors:
                 for index in self.indices[self.sequences[place]]:
-                    self.report.errors[index] = reply["errors"][offset]
+                    self.report.errors[index] = reply.errors[offset]
                 continue
-            embedding = reply["embeddings"][start : start + rows].reshape(self._shape(place))
+            embedding = reply.embeddings[start : start + rows].reshape(self._shape(place))
             computed.append((place, embedding))
             start += rows
         await self._hand_out(computed)

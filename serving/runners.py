@@ -7,18 +7,21 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from models.catalogue import Model
-from serving.errors import RunnerUnavailable
+from models.wire import Reply
+from serving.errors import DeadlineExceeded, InferenceFailed, RunnerUnavailable
 
 STATUS_TIMEOUT_S = 2.0
 UNTRAINED_WARNING = "untrained weights: the numbers test the wiring and mean nothing in biology"
 
 
 class Runner(Protocol):
-    """What a runner answers; see models/runner.py. Its failures are RunnerUnavailable or DeadlineExceeded."""
+    """What can be asked of a runner; serving/runner_client.py says how it fails."""
 
-    async def embed(self, sequences: list[str], pooled: bool, dtype: str) -> dict[str, Any]: ...
+    async def embed(self, sequences: list[str], pooled: bool, dtype: str) -> Reply: ...
 
     async def status(self) -> dict[str, Any]: ...
+
+    async def close(self) -> None: ...
 
 
 @dataclass
@@ -56,8 +59,8 @@ class ServedModel:
         """
         try:
             return await asyncio.wait_for(self.runner.status(), STATUS_TIMEOUT_S)
-        except TimeoutError:
-            raise RunnerUnavailable(f"{self.model.runner} does not answer") from None
+        except (TimeoutError, DeadlineExceeded, InferenceFailed) as error:
+            raise RunnerUnavailable(f"{self.model.runner} does not answer") from error
 
     async def describe(self) -> dict[str, Any]:
         """What does not change while a runner lives (precision, devices); asked once.

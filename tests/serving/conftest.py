@@ -12,6 +12,7 @@ import pytest
 import redis.asyncio
 
 from models.catalogue import CATALOGUE, MINI
+from models.wire import Reply
 from serving.cache import Cache
 from serving.errors import RunnerUnavailable
 from serving.outputs import OutputStore
@@ -37,7 +38,7 @@ class CountingRunner:
         self.gate.set()
         self.is_down = False
 
-    async def embed(self, sequences: list[str], pooled: bool, dtype: str) -> dict[str, Any]:
+    async def embed(self, sequences: list[str], pooled: bool, dtype: str) -> Reply:
         if self.is_down:
             raise RunnerUnavailable("down")
         self.calls.append(sequences)
@@ -49,16 +50,19 @@ class CountingRunner:
         good = [s for s in sequences if "W" not in s]
         values = [[len(s)] if pooled else [i % 1000 for i in range(len(s))] for s in good]
         rows = np.array([value for row in values for value in row], dtype)
-        return {
-            "lengths": [0 if "W" in s else 1 if pooled else len(s) for s in sequences],
-            "embeddings": np.repeat(rows[:, None], self.dim, axis=1),
-            "errors": {i: "has a W" for i, s in enumerate(sequences) if "W" in s},
-        }
+        return Reply(
+            lengths=[0 if "W" in s else 1 if pooled else len(s) for s in sequences],
+            embeddings=np.repeat(rows[:, None], self.dim, axis=1),
+            errors={i: "has a W" for i, s in enumerate(sequences) if "W" in s},
+        )
 
     async def status(self) -> dict[str, Any]:
         if self.is_down:
             raise RunnerUnavailable("down")
         return {"precision": "fp32", "devices": ["cpu"]}
+
+    async def close(self) -> None:
+        self.is_down = True
 
 
 @pytest.fixture

@@ -41,7 +41,7 @@ def test_whatever_changes_the_answer_changes_the_key(other: KeyParts) -> None:
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
 @pytest.mark.parametrize("shape", [(7,), (3, 7), (0, 7)])
 def test_a_value_comes_back_as_it_was(shape: tuple[int, ...], dtype: type, level: int) -> None:
-    embedding = np.random.default_rng(0).standard_normal(shape).astype(dtype)
+    embedding: np.ndarray = np.random.default_rng(0).standard_normal(shape).astype(dtype)
     decoded = decode(encode(embedding, level))
     assert decoded is not None
     assert decoded.dtype == dtype

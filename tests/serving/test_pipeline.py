@@ -148,6 +148,7 @@ async def test_a_value_of_the_wrong_shape_is_a_miss(
 ) -> None:
     await run(pipeline, served, "MKTAY")
     (key,) = await client.keys("pes:cache:*")
+    assert isinstance(key, bytes)
     await cache.put_many({key.decode(): np.zeros(3, np.float16)})
     embeddings, report = await run(pipeline, served, "MKTAY")
     assert report.cached == [False]
