@@ -5,11 +5,14 @@ SHELL := /bin/bash
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 HOST ?= 127.0.0.1
 PORT ?= 3000
+MODELS ?= esm2_mini
+COMMA := ,
 VENV := .venv
 BIN := $(VENV)/bin
 SERVICE := service:ProteinEmbeddingService
 
 export BENTOML_DO_NOT_TRACK := 1
+export MODELS
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 help: ## list the targets
@@ -31,9 +34,12 @@ $(VENV)/.dev: $(VENV)/.runtime requirements-dev.txt
 demo: setup ## set up, start the service, embed the example proteins, show results, stop
 	$(BIN)/python -m scripts.demo
 
-serve: setup ## set up and serve MODELS on HOST:PORT (127.0.0.1:3000) in the foreground
-	@$(BIN)/python -m scripts.import_model esm2_mini --if-missing >/dev/null
+serve: setup import ## set up and serve MODELS on HOST:PORT (127.0.0.1:3000) in the foreground
 	exec $(BIN)/bentoml serve $(SERVICE) --host $(HOST) --port $(PORT)
+
+import: setup ## put the models of MODELS into the model store, those that are not there
+	@for model in $(filter-out %:%,$(subst $(COMMA), ,$(MODELS))); do \
+		$(BIN)/python -m scripts.import_model "$$model" --if-missing || exit; done
 
 test: $(VENV)/.dev ## set up and run every test
 	$(BIN)/python -m pytest
@@ -47,11 +53,10 @@ format: $(VENV)/.dev ## format the code and mend what lint can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bento: setup ## build the Bento protein_embedding_service:VERSION with MODELS
-	@$(BIN)/python -m scripts.import_model esm2_mini --if-missing >/dev/null
+bento: setup import ## build the Bento protein_embedding_service:VERSION with MODELS
 	$(BIN)/bentoml build
 
 clean: ## remove .venv and what the tools left
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
-.PHONY: help setup demo serve test check format bento clean
+.PHONY: help setup import demo serve test check format bento clean

@@ -6,16 +6,13 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-EXAMPLE_SEQUENCE = "MQIFVKTLTGKTITLEVEPSDTIENVKAKIQDKEGIPPDQQRLIFAGKQLEDGRTLSDYNIQKESTLHLVLRLRGG"
+from serving import examples
 
 
 class ComputeRequest(BaseModel):
     """Body of a compute request in JSON."""
 
-    model_config = ConfigDict(
-        extra="forbid",
-        json_schema_extra={"example": {"sequences": [EXAMPLE_SEQUENCE, "MKTAYIAELSVSRQ"], "pooled": True}},
-    )
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"example": examples.COMPUTE_REQUEST})
 
     sequences: list[str] = Field(min_length=1, description="proteins in one-letter code")
     ids: list[str] | None = Field(
@@ -84,6 +81,8 @@ class SequenceResult(BaseModel):
 class ComputeResponse(BaseModel):
     """Reply to a compute request; the embeddings are behind `download_link`."""
 
+    model_config = ConfigDict(json_schema_extra={"example": examples.COMPUTE_RESPONSE})
+
     sequences: list[str] = Field(description="as they were read: white space, case and a final * cleaned")
     results: list[SequenceResult]
     cache_stats: CacheStats
@@ -101,6 +100,8 @@ class TensorInfo(BaseModel):
 
 class ModelInfo(ModelSummary):
     """Everything about one served model."""
+
+    model_config = ConfigDict(json_schema_extra={"example": examples.MODEL_INFO})
 
     model_type: str
     family: str
@@ -127,6 +128,8 @@ class ServingLimits(BaseModel):
 
 
 class ModelList(BaseModel):
+    model_config = ConfigDict(json_schema_extra={"example": examples.MODEL_LIST})
+
     available_models: dict[str, ListedModel]
     config: ServingLimits
 
@@ -150,11 +153,15 @@ class RedisInfo(BaseModel):
 
 
 class CacheStatistics(BaseModel):
+    model_config = ConfigDict(json_schema_extra={"example": examples.CACHE_STATISTICS})
+
     stats: CacheCounts
     redis_info: RedisInfo
 
 
 class CacheCleared(BaseModel):
+    model_config = ConfigDict(json_schema_extra={"example": examples.CACHE_CLEARED})
+
     status: Literal["cleared"] = "cleared"
     pattern: str
     deleted_keys: int
@@ -169,6 +176,8 @@ class HealthLimits(BaseModel):
 class Health(BaseModel):
     """healthy: all answer. degraded: computing works, without the cache. unhealthy: a runner does not answer."""
 
+    model_config = ConfigDict(json_schema_extra={"example": examples.HEALTH})
+
     status: Literal["healthy", "degraded", "unhealthy"]
     components: dict[str, dict[str, Any]]
     cache_stats: dict[str, Any]
@@ -178,6 +187,8 @@ class Health(BaseModel):
 class ServiceConfig(BaseModel):
     """The settings in force; secrets are masked."""
 
+    model_config = ConfigDict(json_schema_extra={"example": examples.SERVICE_CONFIG})
+
     sequence_limits: dict[str, int]
     runner: dict[str, Any]
     redis: dict[str, Any]
@@ -185,6 +196,8 @@ class ServiceConfig(BaseModel):
 
 
 class ServiceInfo(BaseModel):
+    model_config = ConfigDict(json_schema_extra={"example": examples.SERVICE_INFO})
+
     service: str
     version: str
     status: str
@@ -196,15 +209,7 @@ class ServiceInfo(BaseModel):
 class ErrorBody(BaseModel):
     """Body of every error. `items` names each sequence that is wrong, with its position and character."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "example": {
-                "error": "Invalid sequence",
-                "detail": "sequence 1 (P12345): 'J' at position 4 is leucine or isoleucine",
-                "items": [{"index": 1, "id": "P12345", "position": 4, "character": "J", "reason": "..."}],
-            }
-        }
-    )
+    model_config = ConfigDict(json_schema_extra={"example": examples.ERROR})
 
     error: str
     detail: str

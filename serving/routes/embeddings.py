@@ -19,13 +19,13 @@ from serving.errors import (
     StoreUnavailable,
     UnsupportedBody,
 )
+from serving.examples import UBIQUITIN
 from serving.gateway import Gateway, gateway_of
 from serving.outputs import NPZ_MEDIA_TYPE, NpzWriter, describe
 from serving.pipeline import Options, Report
 from serving.routes.models import length_range, summarise
 from serving.runners import UNTRAINED_WARNING, ServedModel
 from serving.schemas import (
-    EXAMPLE_SEQUENCE,
     CacheStats,
     ComputedWith,
     ComputeRequest,
@@ -43,7 +43,7 @@ _BODIES = {
     "required": True,
     "content": {
         "application/json": {"schema": ComputeRequest.model_json_schema()},
-        "text/x-fasta": {"schema": {"type": "string"}, "example": f">P0CG48 ubiquitin\n{EXAMPLE_SEQUENCE}\n"},
+        "text/x-fasta": {"schema": {"type": "string"}, "example": f">P0CG48 ubiquitin\n{UBIQUITIN}\n"},
     },
 }
 _ERRORS: dict[int | str, dict[str, Any]] = {

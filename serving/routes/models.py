@@ -21,8 +21,6 @@ from serving.schemas import (
 
 router = APIRouter(prefix="/embeddings", tags=["models"])
 
-_DATATYPES = {"fp32": "FP32", "bf16": "BF16"}
-
 
 @router.get("/models", response_model=ModelList)
 async def list_models(gateway: Annotated[Gateway, Depends(gateway_of)]) -> ModelList:
@@ -53,7 +51,6 @@ async def model_info(
     """Everything about one model: weights, limits, arithmetic, tensors."""
     served = gateway.find(model or gateway.default_model)
     row, runner = served.model, await _status(served)
-    hidden = _DATATYPES.get(runner.get("precision", ""), "FP32")
     return ModelInfo(
         **(await summarise(served)).model_dump(),
         model_type=row.name,
@@ -72,7 +69,7 @@ async def model_info(
             TensorInfo(name="input_ids", datatype="INT64", shape=[-1]),
             TensorInfo(name="cu_seqlens", datatype="INT32", shape=[-1]),
         ],
-        outputs=[TensorInfo(name="hidden_states", datatype=hidden, shape=[-1, row.dim])],
+        outputs=[TensorInfo(name="hidden_states", datatype="FP32", shape=[-1, row.dim])],
     )
 
 

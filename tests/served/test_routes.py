@@ -145,6 +145,12 @@ def test_every_route_is_documented(served: Served) -> None:
     compute = document["paths"]["/embeddings/compute/{model}"]["post"]
     assert set(compute["requestBody"]["content"]) == {"application/json", "text/x-fasta"}
     assert "example" in compute["requestBody"]["content"]["application/json"]["schema"]
+    for path in get(served, "/")["endpoints"]:
+        (operation,) = document["paths"][path].values()
+        content = operation["responses"]["200"]["content"]
+        if "application/json" in content:
+            name = content["application/json"]["schema"]["$ref"].rpartition("/")[2]
+            assert "example" in document["components"]["schemas"][name], path
     assert {"400", "404", "413", "415", "422", "503", "504"} <= set(compute["responses"])
 
 

@@ -1,0 +1,132 @@
+"""One real reply of every route, for the documentation pages; tests check that they fit the schemas."""
+
+from __future__ import annotations
+
+from typing import Any
+
+UBIQUITIN = "MQIFVKTLTGKTITLEVEPSDTIENVKAKIQDKEGIPPDQQRLIFAGKQLEDGRTLSDYNIQKESTLHLVLRLRGG"
+
+_SUMMARY: dict[str, Any] = {
+    "runner": "runner_prot_t5",
+    "embedding_dim": 1024,
+    "description": "ProtT5-XL encoder (1.2B parameters), BFD and UniRef50",
+    "precision": "bf16",
+    "tag": "prot_t5:87159edf53eae8b8",
+    "trained": True,
+    "warning": None,
+}
+_LIMITS: dict[str, Any] = {
+    "min_sequence_length": 10,
+    "max_sequence_length": 5000,
+    "max_sequences_per_request": 100,
+}
+
+COMPUTE_REQUEST: dict[str, Any] = {
+    "sequences": [UBIQUITIN, "mktayiakqrqisfvkshU*"],
+    "ids": ["P0CG48", "mine"],
+    "pooled": False,
+    "dtype": "float16",
+}
+COMPUTE_RESPONSE: dict[str, Any] = {
+    "sequences": [UBIQUITIN, "MKTAYIAKQRQISFVKSHU"],
+    "results": [
+        {"index": 0, "id": "P0CG48", "length": 76, "cached": True, "replaced": [], "error": None},
+        {"index": 1, "id": "mine", "length": 19, "cached": False, "replaced": [[19, "U"]], "error": None},
+    ],
+    "cache_stats": {"hit_rate": 0.5, "total_hits": 1, "total_requests": 2, "cache_misses": 1},
+    "timing": {"total_ms": 122.31, "cache_ms": 0.61, "inference_ms": 119.9, "cache_hits": 1, "runner_calls": 1},
+    "model_info": {
+        **_SUMMARY,
+        "model": "prot_t5",
+        "sequence_length_range": "10-5000",
+        "pooled": False,
+        "dtype": "float16",
+        "shape_description": "[sequences, sequence_length, 1024] (full)",
+    },
+    "download_link": "/embeddings/download/prot_t5/numpy/1795203159_7bd8ba3b1ec83dfac86ba05a22113d85",
+    "warnings": [],
+}
+MODEL_INFO: dict[str, Any] = {
+    **_SUMMARY,
+    "model_type": "prot_t5",
+    "family": "t5",
+    "num_layers": 24,
+    "source": "Rostlab/prot_t5_xl_half_uniref50-enc",
+    "revision": "main",
+    "digest": "sha256:87159edf53eae8b8...",
+    "sequence_length_range": "10-5000",
+    "replaced_residues": {"U": "X", "Z": "X", "O": "X", "B": "X"},
+    "precision_reason": "the GPU has bfloat16 units (compute capability 8.0 or above)",
+    "attention": "attend_each: variable-length kernels take no position bias",
+    "devices": ["cuda:0"],
+    "batcher": {"num_batches": 12, "num_items": 310, "num_joined": 2, "num_failed": 0, "queue_items": 0},
+    "inputs": [
+        {"name": "input_ids", "datatype": "INT64", "shape": [-1]},
+        {"name": "cu_seqlens", "datatype": "INT32", "shape": [-1]},
+    ],
+    "outputs": [{"name": "hidden_states", "datatype": "FP32", "shape": [-1, 1024]}],
+}
+MODEL_LIST: dict[str, Any] = {
+    "available_models": {"prot_t5": {**_SUMMARY, "status": "available"}},
+    "config": {**_LIMITS, "binary_downloads_enabled": True, "download_ttl_minutes": 10.0},
+}
+CACHE_STATISTICS: dict[str, Any] = {
+    "stats": {
+        "total_keys": 1250,
+        "memory_usage": "45.2MB",
+        "hit_rate": 0.78,
+        "total_requests": 5000,
+        "cache_hits": 3900,
+        "cache_misses": 1100,
+    },
+    "redis_info": {"connected": True, "responsive": True, "version": "7.2.4", "used_memory": "45.2MB"},
+}
+CACHE_CLEARED: dict[str, Any] = {"status": "cleared", "pattern": "prot_t5_*", "deleted_keys": 310}
+HEALTH: dict[str, Any] = {
+    "status": "healthy",
+    "components": {
+        "runner_prot_t5": {
+            "connected": True,
+            "server_ready": True,
+            "model_ready": True,
+            "tag": "prot_t5:87159edf53eae8b8",
+            "trained": True,
+            "devices": ["cuda:0"],
+            "queue_size": 0,
+        },
+        "cache": {"connected": True, "responsive": True, "errors": 0},
+    },
+    "cache_stats": {"total_keys": 1250, "memory_usage": "45.2MB", "hit_rate": 0.78},
+    "config_summary": _LIMITS,
+}
+SERVICE_CONFIG: dict[str, Any] = {
+    "sequence_limits": {"min_length": 10, "max_length": 5000, "max_sequences_per_request": 100},
+    "runner": {
+        "models": ["prot_t5:87159edf53eae8b8"],
+        "precision": "auto",
+        "batch_tokens": 8192,
+        "gpus_per_runner": 0,
+        "timeout_seconds": 600.0,
+    },
+    "redis": {"url": "redis://***@redis:6379", "ttl_days": 30.0, "compression_level": 6, "max_memory_mb": None},
+    "features": {
+        "binary_downloads": True,
+        "full_embeddings": True,
+        "log_level": "INFO",
+        "download_ttl_minutes": 10.0,
+        "gateway_workers": 2,
+    },
+}
+SERVICE_INFO: dict[str, Any] = {
+    "service": "Protein Embedding Service",
+    "version": "1.0.0",
+    "status": "running",
+    "supported_models": ["prot_t5"],
+    "endpoints": ["/embeddings/compute/{model}", "/embeddings/health"],
+    "features": {"configurable_via_env": True, "binary_downloads": True},
+}
+ERROR: dict[str, Any] = {
+    "error": "Invalid sequence",
+    "detail": "sequence 1 (P12345): 'J' at position 4 is leucine or isoleucine, in no model's vocabulary",
+    "items": [{"index": 1, "id": "P12345", "position": 4, "character": "J", "reason": "'J' at position 4 is ..."}],
+}

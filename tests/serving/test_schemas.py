@@ -1,0 +1,26 @@
+"""The examples that the documentation pages show."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from pydantic import BaseModel
+
+from serving import schemas
+
+SHOWN = [
+    model
+    for model in vars(schemas).values()
+    if isinstance(model, type) and issubclass(model, BaseModel) and "json_schema_extra" in model.model_config
+]
+
+
+@pytest.mark.parametrize("model", SHOWN, ids=lambda model: str(model.__name__))
+def test_an_example_is_what_its_schema_says(model: type[BaseModel]) -> None:
+    extra = model.model_config["json_schema_extra"]
+    assert isinstance(extra, dict)
+    example = extra["example"]
+    assert isinstance(example, dict)
+    model.model_validate_json(json.dumps(example), strict=True)
+    assert set(example) == set(model.model_fields), "an example shows every field"
