@@ -148,6 +148,6 @@ ProteinEmbeddingService = bentoml.service(
     name="protein_embedding_service",
     workers=settings.gateway_workers,
     envs=[{"name": "MODELS", "value": PINNED}],  # what a Bento serves is what it was built with
-    traffic={"timeout": settings.runner_timeout_s + 10},  # the runner's own limit comes first
+    traffic={"timeout": settings.request_timeout_s},
 )(bentoml.asgi_app(app, path="/")(_Gateway))
 ProteinEmbeddingService.add_asgi_middleware(ExplainPlainErrors)

@@ -11,10 +11,11 @@ import os
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import bentoml
 import numpy as np
+from bentoml.validators import ContentType
 
 from models import checkpoints
 from models.batcher import Batcher
@@ -64,7 +65,9 @@ def make_runner(model: Model, tag: bentoml.Tag, options: RunnerOptions) -> bento
             verify_stored(model, tag)
 
         @bentoml.api
-        async def embed(self, sequences: list[str], pooled: bool, dtype: Literal["float16", "float32"]) -> bytes:
+        async def embed(
+            self, sequences: list[str], pooled: bool, dtype: Literal["float16", "float32"]
+        ) -> Annotated[bytes, ContentType("application/octet-stream")]:
             """Embeddings of cleaned sequences, as models/wire.py writes them."""
             from models.engine import Item
 

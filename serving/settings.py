@@ -55,6 +55,7 @@ class Settings(BaseSettings):
         0, ge=0, le=64, description="GPUs reserved for each model; 0: every model uses all that are there"
     )
     runner_timeout_s: float = Field(600, gt=0, le=86_400, description="seconds for one call of a runner")
+    request_timeout_s: float = Field(3600, gt=0, le=86_400, description="seconds for one request, all its calls")
     gateway_workers: int = Field(2, ge=1, le=64, description="processes that answer HTTP")
 
     min_sequence_length: int = Field(10, ge=1, le=1_000_000, description="residues of a sequence at least")
