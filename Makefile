@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
-HOST ?= 127.0.0.1
+HOST := 127.0.0.1
 PORT ?= 3000
 MODELS ?= esm2_mini
 COMMA := ,

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 import bentoml
 import numpy as np
 from bentoml.exceptions import BentoMLException, NotFound
-from bentoml.validators import ContentType
+from bentoml.validators import ContentType, DType
 
 from models.catalogue import UnknownModel, find
 from models.runner import RunnerOptions, make_runner
@@ -97,16 +97,17 @@ class _Gateway:
         except (SettingsError, RedisStartError) as error:
             raise SystemExit(str(error)) from None
 
+    async def __is_ready__(self) -> bool:
+        """For /readyz. BentoML's own probe of runners hangs while one loads for long, so it is off below."""
+        return await self.gateway.is_ready()
+
     @bentoml.api
     async def encode(
-        self,
-        sequences: list[str],
-        model: str = next(iter(STORED)),
-        dtype: Literal["float16", "float32"] = "float32",
-    ) -> np.ndarray:
-        """Pooled embeddings, (B, D)."""
+        self, sequences: list[str], model: str = next(iter(STORED))
+    ) -> Annotated[np.ndarray, DType("float32")]:
+        """Pooled embeddings, (B, D) float32."""
         sink = MemorySink()
-        await self._embed(sequences, model, Options(pooled=True, dtype=dtype), sink)
+        await self._embed(sequences, model, Options(pooled=True, dtype="float32"), sink)
         return np.stack([sink.embeddings[index] for index in range(len(sequences))])
 
     @bentoml.api
@@ -148,6 +149,7 @@ ProteinEmbeddingService = bentoml.service(
     name="protein_embedding_service",
     workers=settings.gateway_workers,
     envs=[{"name": "MODELS", "value": PINNED}],  # what a Bento serves is what it was built with
-    traffic={"timeout": settings.request_timeout_s},
+    traffic={"timeout": settings.request_timeout_s + 10},  # ours comes first, and explains itself
+    runner_probe={"enabled": False},
 )(bentoml.asgi_app(app, path="/")(_Gateway))
 ProteinEmbeddingService.add_asgi_middleware(ExplainPlainErrors)

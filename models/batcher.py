@@ -15,6 +15,8 @@ from typing import Generic, TypeVar
 ItemT = TypeVar("ItemT", bound=Hashable)
 ResultT = TypeVar("ResultT")
 
+CLOSED = "the batcher was closed"
+
 # A blocking function: one result an item, in order; an item that fails gets its exception
 Device = Callable[[Sequence[ItemT]], Sequence[ResultT | Exception]]
 
@@ -72,9 +74,12 @@ class Batcher(Generic[ItemT, ResultT]):
         self._work = asyncio.Condition()
         self._threads = ThreadPoolExecutor(len(devices), thread_name_prefix="device")
         self._loops: list[asyncio.Task[None]] = []
+        self._is_closed = False
 
     async def run(self, items: Sequence[ItemT]) -> list[ResultT | Exception]:
         """One result an item, in order. An item's own failure is its result; it never fails another."""
+        if self._is_closed:
+            return [RuntimeError(CLOSED) for _ in items]
         if not self._loops:
             self._loops = [asyncio.create_task(self._drain(device)) for device in self._devices]
         results = [self._enter(item) for item in items]
@@ -83,13 +88,14 @@ class Batcher(Generic[ItemT, ResultT]):
         return list(await asyncio.gather(*results))
 
     async def close(self) -> None:
-        """Stops the devices after their present batch; what is queued fails."""
-        for loop in self._loops:
-            loop.cancel()
-        await asyncio.gather(*self._loops, return_exceptions=True)
-        for entry in self._queue:
-            self._resolve(entry, RuntimeError("the batcher was closed"))
-        self._queue.clear()
+        """Ends behind the batches that are running, which are answered; what is queued or comes later fails."""
+        self._is_closed = True
+        while batch := self._take():
+            for entry in batch:
+                self._resolve(entry, RuntimeError(CLOSED))
+        async with self._work:
+            self._work.notify_all()
+        await asyncio.gather(*self._loops)
         self._threads.shutdown()
 
     def _enter(self, item: ItemT) -> asyncio.Future[ResultT | Exception]:
@@ -105,11 +111,11 @@ class Batcher(Generic[ItemT, ResultT]):
 
     async def _drain(self, device: Device[ItemT, ResultT]) -> None:
         loop = asyncio.get_running_loop()
-        while True:
+        while not self._is_closed:
             async with self._work:
-                await self._work.wait_for(lambda: self._queue)
+                await self._work.wait_for(lambda: self._queue or self._is_closed)
             batch = self._take()
-            if not batch:  # another device was faster
+            if not batch:  # another device was faster, or there is no more to come
                 continue
             self.statistics.inflight_batches += 1
             try:

@@ -7,6 +7,7 @@ checkpoint before its port opens.
 from __future__ import annotations
 
 import json
+import math
 import re
 import struct
 from collections.abc import Iterator, Mapping
@@ -26,6 +27,22 @@ TOKENIZER_FILES: Mapping[Family, tuple[str, ...]] = {
     "t5": ("spiece.model", "tokenizer.json"),
 }
 MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
+
+# What a config.json may say of switches that change the arithmetic; the engine knows no other way
+_SWITCHES: Mapping[Family, Mapping[str, tuple[Any, ...]]] = {
+    "esm2": {
+        "model_type": ("esm",),
+        "position_embedding_type": ("rotary",),
+        "emb_layer_norm_before": (False, None),
+        "token_dropout": (True,),
+        "hidden_act": ("gelu",),
+        "rope_theta": (10_000.0,),
+    },
+    "t5": {"model_type": ("t5",), "feed_forward_proj": ("relu", "gated-gelu")},
+}
+# Bytes of an entry, by safetensors' name of the kind; weights are of one of the kinds in _FLOATS
+_ITEM_SIZES = {"F16": 2, "BF16": 2, "F32": 4, "F64": 8, "I8": 1, "U8": 1, "I16": 2, "I32": 4, "I64": 8, "BOOL": 1}
+_FLOATS = ("F16", "BF16", "F32")
 
 # Part of real checkpoints, not of an encoder: language model and contact heads, buffers, decoders
 _NOT_OURS = re.compile(
@@ -62,55 +79,71 @@ def read_config(folder: Path, family: Family) -> EncoderConfig:
     """
     path = folder / "config.json"
     try:
-        config: dict[str, Any] = json.loads(path.read_text())
+        config = json.loads(path.read_text())
     except FileNotFoundError:
         raise CheckpointError(f"{folder} holds no config.json") from None
-    except (ValueError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise CheckpointError(f"{path} is not JSON: {error}") from None
-    model_type = {"esm2": "esm", "t5": "t5"}[family]
-    required: dict[str, Any] = {"model_type": model_type}
-    if family == "esm2":
-        required |= {
-            "position_embedding_type": "rotary",
-            "emb_layer_norm_before": False,
-            "token_dropout": True,
-        }
-    for key, expected in required.items():
-        if config.get(key) != expected:
-            raise CheckpointError(f"{path}: {key} is {config.get(key)!r}, the engine needs {expected!r}")
-    try:
-        return _esm2_config(config) if family == "esm2" else _t5_config(config)
-    except KeyError as error:
-        raise CheckpointError(f"{path} lacks {error.args[0]!r}") from None
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{path} is no config: a JSON object is needed")
+    for key, allowed in _SWITCHES[family].items():
+        # What is absent has the default that transformers gives it, which is the first allowed
+        if (found := config.get(key, None if key == "model_type" else allowed[0])) not in allowed:
+            known = " or ".join(repr(value) for value in allowed)
+            raise CheckpointError(f"{path}: {key} is {found!r}, the engine needs {known}")
+    return _esm2_config(_Numbers(path, config)) if family == "esm2" else _t5_config(_Numbers(path, config))
 
 
-def _esm2_config(config: Mapping[str, Any]) -> EncoderConfig:
+@dataclass(frozen=True)
+class _Numbers:
+    """The numbers of a config.json, each checked as it is read."""
+
+    path: Path
+    config: Mapping[str, Any]
+
+    def count(self, key: str, default: int | None = None) -> int:
+        number = self._read(key, default)
+        if not isinstance(number, int) or number <= 0:
+            raise CheckpointError(f"{self.path}: config has {key} = {number!r}, not a positive whole number")
+        return number
+
+    def real(self, key: str) -> float:
+        number = self._read(key, None)
+        if not isinstance(number, int | float):
+            raise CheckpointError(f"{self.path}: config has {key} = {number!r}, not a number")
+        return float(number)
+
+    def _read(self, key: str, default: int | None) -> Any:
+        if key not in self.config and default is None:
+            raise CheckpointError(f"{self.path} lacks {key!r}")
+        return self.config.get(key, default)
+
+
+def _esm2_config(numbers: _Numbers) -> EncoderConfig:
+    dim, num_heads = numbers.count("hidden_size"), numbers.count("num_attention_heads")
     return EncoderConfig(
-        num_layers=config["num_hidden_layers"],
-        dim=config["hidden_size"],
-        num_heads=config["num_attention_heads"],
-        head_dim=config["hidden_size"] // config["num_attention_heads"],
-        feed_forward_dim=config["intermediate_size"],
-        vocab_size=config["vocab_size"],
-        norm_eps=config["layer_norm_eps"],
+        num_layers=numbers.count("num_hidden_layers"),
+        dim=dim,
+        num_heads=num_heads,
+        head_dim=dim // num_heads,
+        feed_forward_dim=numbers.count("intermediate_size"),
+        vocab_size=numbers.count("vocab_size"),
+        norm_eps=numbers.real("layer_norm_eps"),
     )
 
 
-def _t5_config(config: Mapping[str, Any]) -> EncoderConfig:
-    activation = config.get("feed_forward_proj", "relu")
-    if activation not in ("relu", "gated-gelu"):
-        raise CheckpointError(f"feed_forward_proj is {activation!r}, the engine knows relu and gated-gelu")
+def _t5_config(numbers: _Numbers) -> EncoderConfig:
     return EncoderConfig(
-        num_layers=config["num_layers"],
-        dim=config["d_model"],
-        num_heads=config["num_heads"],
-        head_dim=config["d_kv"],
-        feed_forward_dim=config["d_ff"],
-        vocab_size=config["vocab_size"],
-        norm_eps=config["layer_norm_epsilon"],
-        is_gated=activation == "gated-gelu",
-        num_buckets=config["relative_attention_num_buckets"],
-        max_distance=config.get("relative_attention_max_distance", 128),
+        num_layers=numbers.count("num_layers"),
+        dim=numbers.count("d_model"),
+        num_heads=numbers.count("num_heads"),
+        head_dim=numbers.count("d_kv"),
+        feed_forward_dim=numbers.count("d_ff"),
+        vocab_size=numbers.count("vocab_size"),
+        norm_eps=numbers.real("layer_norm_epsilon"),
+        is_gated=numbers.config.get("feed_forward_proj") == "gated-gelu",
+        num_buckets=numbers.count("relative_attention_num_buckets"),
+        max_distance=numbers.count("relative_attention_max_distance", default=128),
     )
 
 
@@ -169,15 +202,16 @@ def canonical_name(stored: str) -> str:
 
 @dataclass(frozen=True)
 class Stored:
-    """Where a tensor lies: its file, the name in it, and its shape."""
+    """Where a tensor lies: its file, the name in it, its shape and kind of entries."""
 
     file: Path
     name: str
     shape: tuple[int, ...]
+    kind: str
 
 
-def _read_header(path: Path) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of a safetensors file; its size must be what the header promises.
+def _read_header(path: Path) -> list[Stored]:
+    """The tensors of a safetensors file; sizes must be what the header promises.
 
     Source of the format: safetensors README, "Format".
     """
@@ -189,29 +223,44 @@ def _read_header(path: Path) -> dict[str, tuple[int, ...]]:
                 raise ValueError("the header is longer than the file")
             header = json.loads(file.read(length))
         header.pop("__metadata__", None)
-        end = max(tensor["data_offsets"][1] for tensor in header.values())
-        shapes = {name: tuple(tensor["shape"]) for name, tensor in header.items()}
+        end = 0
+        found: list[Stored] = []
+        for name, tensor in header.items():
+            stored = Stored(path, name, tuple(tensor["shape"]), tensor["dtype"])
+            first, last = tensor["data_offsets"]
+            if last - first != math.prod(stored.shape) * _ITEM_SIZES[stored.kind]:
+                raise ValueError(f"{name} has not the size of its shape")
+            end = max(end, last)
+            found.append(stored)
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing") from None
     except (ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
         raise CheckpointError(f"{path} is no safetensors file: {error}") from None
     if 8 + length + end != size:
         raise CheckpointError(f"{path} is truncated: {size} bytes, its header promises {8 + length + end}")
-    return shapes
+    return found
 
 
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a checkpoint: one, or the shards that the index names."""
     index = folder / INDEX
-    if not index.exists():
-        return [folder / WEIGHTS]
+    return read_index(index) if index.exists() else [folder / WEIGHTS]
+
+
+def read_index(index: Path) -> list[Path]:
+    """The files that an index of shards names, which lie beside it.
+
+    Raises:
+        CheckpointError: it is none, or points outside its folder.
+    """
     try:
         names = set(json.loads(index.read_text())["weight_map"].values())
-    except (ValueError, KeyError, AttributeError) as error:
+        is_outside = any(Path(name).name != name for name in names)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{index} is no index of shards: {error}") from None
-    if any(Path(name).name != name for name in names):
-        raise CheckpointError(f"{index} points outside the folder")
-    return [folder / name for name in sorted(names)]
+    if is_outside:
+        raise CheckpointError(f"{index} is an index that points outside the folder")
+    return [index.parent / name for name in sorted(names)]
 
 
 def verify(folder: Path, model: Model) -> dict[str, Stored]:
@@ -237,17 +286,19 @@ def locate(folder: Path, family: Family, config: EncoderConfig) -> dict[str, Sto
     expected = weight_shapes(family, config)
     found: dict[str, Stored] = {}
     for file in weight_files(folder):
-        for stored, shape in _read_header(file).items():
-            name = canonical_name(stored)
+        for stored in _read_header(file):
+            name = canonical_name(stored.name)
             if name in expected:
-                found[name] = Stored(file, stored, shape)
+                found[name] = stored
             elif not _NOT_OURS.match(name):
-                raise CheckpointError(f"{file} holds {stored!r}, which a {family} encoder does not have")
+                raise CheckpointError(f"{file} holds {stored.name!r}, which a {family} encoder does not have")
     for name, shape in expected.items():
         if name not in found:
             raise CheckpointError(f"{folder} lacks the weight {name!r}")
         if found[name].shape != shape:
             raise CheckpointError(f"{folder}: {name} has shape {found[name].shape}, not {shape}")
+        if found[name].kind not in _FLOATS:
+            raise CheckpointError(f"{folder}: {name} is of {found[name].kind}, not of {', '.join(_FLOATS)}")
     return found
 
 

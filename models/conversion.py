@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import json
 import pickle
 import re
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from models.checkpoints import CheckpointError, EncoderConfig
+from models.checkpoints import CheckpointError, EncoderConfig, read_index
 from models.folders import ESM2_VOCAB_SIZE, write_config, write_weights
 
 TORCH_WEIGHTS = "pytorch_model.bin"
@@ -41,7 +41,9 @@ def _load_torch(path: Path) -> Any:
     """A torch file without running code from it: tensors and argparse's plain Namespace only."""
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            # Files from before torch 1.6 are no zip files, and cannot be mapped
+            is_zip = zipfile.is_zipfile(path)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing") from None
     except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
@@ -57,23 +59,31 @@ def convert_fair_esm(path: Path, folder: Path) -> None:
     """
     data = _load_torch(path)
     try:
-        args, state = data["cfg"]["model"], data["model"]
+        args, state = data["cfg"]["model"], _check_state(data["model"], path)
         num_layers, dim, num_heads = (
             int(getattr(args, name)) for name in ("encoder_layers", "encoder_embed_dim", "encoder_attention_heads")
         )
-    except (KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path} is no fair-esm ESM-2 checkpoint: no {error} in it") from None
+        head_dim = dim // num_heads
+    except (KeyError, TypeError, AttributeError, ValueError, ZeroDivisionError, CheckpointError) as error:
+        raise CheckpointError(f"{path} is no fair-esm ESM-2 checkpoint ({error})") from None
     config = EncoderConfig(
         num_layers=num_layers,
         dim=dim,
         num_heads=num_heads,
-        head_dim=dim // num_heads,
+        head_dim=head_dim,
         feed_forward_dim=4 * dim,
         vocab_size=ESM2_VOCAB_SIZE,
         norm_eps=1e-5,
     )
     write_config(folder, "esm2", config, torch.float32)
     write_weights(folder, _rename(state))
+
+
+def _check_state(state: Any, path: Path) -> dict[str, torch.Tensor]:
+    """A state dict: tensors by name, and nothing else."""
+    if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
+        raise CheckpointError(f"{path} holds no weights by name")
+    return state
 
 
 def _rename(state: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
@@ -90,20 +100,17 @@ def _rename(state: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tens
 def convert_torch_weights(folder: Path) -> None:
     """Replaces pytorch_model.bin (or its shards) in a Hugging Face folder by safetensors, dtypes kept."""
     index = folder / TORCH_INDEX
-    if index.exists():
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    else:
-        names = [TORCH_WEIGHTS]
-    write_weights(folder, _read_shards([folder / Path(name).name for name in names]))
-    for name in names:
-        (folder / Path(name).name).unlink()
+    paths = read_index(index) if index.exists() else [folder / TORCH_WEIGHTS]
+    write_weights(folder, _read_shards(paths))
+    for path in paths:
+        path.unlink()
     index.unlink(missing_ok=True)
 
 
 def _read_shards(paths: list[Path]) -> Iterator[tuple[str, torch.Tensor]]:
     seen: set[tuple[int, torch.Size]] = set()
     for path in paths:
-        for name, tensor in _load_torch(path).items():
+        for name, tensor in _check_state(_load_torch(path), path).items():
             # Tied weights are stored twice under one address; safetensors wants them once
             if (key := (tensor.data_ptr(), tensor.shape)) in seen and name.endswith("embed_tokens.weight"):
                 continue

@@ -75,7 +75,7 @@ class Engine:
         dtype = _TORCH_DTYPES[self.precision]
         attention, self.attention_reason = choose_attention(self.device, dtype, biased=model.family == "t5")
         self.encoder: Encoder = _ENCODERS[model.family](config, weights, attention, self.device, dtype)
-        self.table = residue_table(folder, model)
+        self.table = residue_table(folder, model, config.vocab_size)
 
     def cost(self, item: Item) -> int:
         """Cost of an item for planning, in tokens' worth of arithmetic."""

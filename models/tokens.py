@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from models.catalogue import Model
+from models.checkpoints import CheckpointError
 
 _UNKNOWN = -1
 
@@ -40,8 +41,11 @@ class ResidueTable:
         return np.concatenate([self.prefix, ids, self.suffix]).astype(np.int64)
 
 
-def residue_table(folder: Path, model: Model) -> ResidueTable:
+def residue_table(folder: Path, model: Model, vocab_size: int) -> ResidueTable:
     """The table of a checkpoint, read through transformers' tokenizer.
+
+    Raises:
+        CheckpointError: an id is beyond the rows of the word embeddings.
 
     ProtT5's vocabulary holds residues as words, hence the sentencepiece mark of a word's start.
     """
@@ -55,7 +59,8 @@ def residue_table(folder: Path, model: Model) -> ResidueTable:
         token = tokenizer.convert_tokens_to_ids(word_start + read_as)
         if token is not None and token != tokenizer.unk_token_id:
             ids[ord(letter)] = token
-    specials = tokenizer.build_inputs_with_special_tokens([]) if model.family == "esm2" else []
-    if model.family == "esm2":
-        return ResidueTable(ids, prefix=(specials[0],), suffix=(specials[1],))
-    return ResidueTable(ids, prefix=(), suffix=(tokenizer.eos_token_id,))
+    prefix = (tokenizer.cls_token_id,) if model.family == "esm2" else ()
+    suffix = (tokenizer.eos_token_id,)
+    if (largest := max(*prefix, *suffix, int(ids.max()))) >= vocab_size:
+        raise CheckpointError(f"the tokenizer gives id {largest}, the model has {vocab_size} word embeddings")
+    return ResidueTable(ids, prefix, suffix)

@@ -68,6 +68,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     origin.add_argument("--random", action="store_true", help="untrained weights, labelled so")
     parser.add_argument("--revision", help="branch, tag or commit on the hub (default: main)")
     parser.add_argument("--seed", type=int, default=0, help="of --random (default: 0)")
+    parser.add_argument("--untrained", action="store_true", help="say that the weights of --from are untrained")
     parser.add_argument("--if-missing", action="store_true", help="keep what the store has under this name")
     return parser.parse_args(arguments)
 
@@ -108,7 +109,7 @@ def _fill(folder: Path, model: Model, options: argparse.Namespace) -> Origin:
         _convert(folder)
     else:
         conversion.convert_fair_esm(source, folder)
-    return Origin(source.name, "local", is_trained=True)
+    return Origin(source.name, "local", is_trained=not options.untrained)
 
 
 def _download(folder: Path, model: Model, revision: str | None) -> Origin:
@@ -156,7 +157,10 @@ def _try_tokenizer(folder: Path, model: Model) -> None:
     from models.tokens import UnknownResidue, residue_table
 
     try:
-        residue_table(folder, model).encode("".join(sorted(model.alphabet)))
+        vocab_size = checkpoints.read_config(folder, model.family).vocab_size
+        residue_table(folder, model, vocab_size).encode("".join(sorted(model.alphabet)))
+    except CheckpointError:
+        raise
     except UnknownResidue as error:
         raise CheckpointError(f"the tokenizer lacks a residue: {error}") from None
     except Exception as error:

@@ -1,4 +1,4 @@
-"""One real reply of every route, for the documentation pages; tests check that they fit the schemas."""
+"""A typical reply of every route, for the documentation pages; tests check that they fit the schemas."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _SUMMARY: dict[str, Any] = {
     "embedding_dim": 1024,
     "description": "ProtT5-XL encoder (1.2B parameters), BFD and UniRef50",
     "precision": "bf16",
-    "tag": "prot_t5:87159edf53eae8b8",
+    "tag": "prot_t5:4c1f0a9be2d7735a",
     "trained": True,
     "warning": None,
 }
@@ -53,7 +53,7 @@ MODEL_INFO: dict[str, Any] = {
     "num_layers": 24,
     "source": "Rostlab/prot_t5_xl_half_uniref50-enc",
     "revision": "main",
-    "digest": "sha256:87159edf53eae8b8...",
+    "digest": "sha256:4c1f0a9be2d7735a...",
     "sequence_length_range": "10-5000",
     "replaced_residues": {"U": "X", "Z": "X", "O": "X", "B": "X"},
     "precision_reason": "the GPU has bfloat16 units (compute capability 8.0 or above)",
@@ -89,7 +89,7 @@ HEALTH: dict[str, Any] = {
             "connected": True,
             "server_ready": True,
             "model_ready": True,
-            "tag": "prot_t5:87159edf53eae8b8",
+            "tag": "prot_t5:4c1f0a9be2d7735a",
             "trained": True,
             "devices": ["cuda:0"],
             "queue_size": 0,
@@ -102,7 +102,7 @@ HEALTH: dict[str, Any] = {
 SERVICE_CONFIG: dict[str, Any] = {
     "sequence_limits": {"min_length": 10, "max_length": 5000, "max_sequences_per_request": 100},
     "runner": {
-        "models": ["prot_t5:87159edf53eae8b8"],
+        "models": ["prot_t5:4c1f0a9be2d7735a"],
         "precision": "auto",
         "batch_tokens": 8192,
         "gpus_per_runner": 0,

@@ -41,7 +41,7 @@ class Gateway:
         client = redis_server.connect(settings)
         cache = Cache(client, settings.redis_ttl_days * 86_400, settings.redis_compression_level)
         outputs = OutputStore(settings.data_dir / "outputs", client, settings.download_ttl_minutes * 60)
-        return cls(settings, served, client, cache, outputs, Pipeline(cache))
+        return cls(settings, served, client, cache, outputs, Pipeline(cache, settings.request_timeout_s))
 
     @property
     def limits(self) -> Limits:
@@ -60,6 +60,11 @@ class Gateway:
         """
         rows: dict[str, Model] = {served.model.name: served.model for served in self.served.values()}
         return self.served[find(name, rows).name]
+
+    async def is_ready(self) -> bool:
+        """Whether every runner answers."""
+        answers = await asyncio.gather(*(s.status() for s in self.served.values()), return_exceptions=True)
+        return not any(isinstance(answer, BaseException) for answer in answers)
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from models.planning import cost, plan
 from serving.cache import Cache, KeyParts, cache_key
-from serving.errors import InferenceFailed
+from serving.errors import DeadlineExceeded, InferenceFailed
 from serving.runners import ServedModel
 from serving.sequences import Protein
 
@@ -60,10 +60,11 @@ class Report:
 
 
 class Pipeline:
-    """Embeds cleaned proteins with a served model through the cache."""
+    """Embeds cleaned proteins with a served model through the cache, each request within `timeout_s`."""
 
-    def __init__(self, cache: Cache) -> None:
+    def __init__(self, cache: Cache, timeout_s: float) -> None:
         self.cache = cache
+        self.timeout_s = timeout_s
 
     async def embed(
         self, served: ServedModel, proteins: Sequence[Protein], options: Options, sink: Sink
@@ -75,6 +76,17 @@ class Pipeline:
             RunnerUnavailable, DeadlineExceeded: what was computed until then is in the cache.
         """
         started = time.perf_counter()
+        try:
+            async with asyncio.timeout(self.timeout_s):
+                report = await self._run(served, proteins, options, sink)
+        except TimeoutError:
+            raise DeadlineExceeded(f"the request took over {self.timeout_s:g} seconds") from None
+        report.total_ms = (time.perf_counter() - started) * 1e3
+        if len(report.errors) == len(proteins):
+            raise InferenceFailed(next(iter(report.errors.values())))
+        return report
+
+    async def _run(self, served: ServedModel, proteins: Sequence[Protein], options: Options, sink: Sink) -> Report:
         precision = (await served.describe())["precision"]
         request = _Request(served, proteins, options, sink, precision, self.cache)
         misses = await request.look_up()
@@ -82,11 +94,7 @@ class Pipeline:
             await request.compute(misses)
         finally:
             await request.flush()
-        report = request.report
-        report.total_ms = (time.perf_counter() - started) * 1e3
-        if len(report.errors) == len(proteins):
-            raise InferenceFailed(next(iter(report.errors.values())))
-        return report
+        return request.report
 
 
 class _Request:
@@ -192,7 +200,7 @@ class _Request:
 
         if embeddings:
             async with self._sink_is_free:
-                await asyncio.to_thread(add)
+                await _run_to_its_end(add)
 
     def _windows(self, misses: Sequence[int]) -> Iterator[list[int]]:
         dim = self.served.model.dim
@@ -213,6 +221,16 @@ class _Request:
     def _shape(self, place: int) -> tuple[int, ...]:
         dim = self.served.model.dim
         return (dim,) if self.options.pooled else (len(self.sequences[place]), dim)
+
+
+async def _run_to_its_end(work: Callable[[], None]) -> None:
+    """In a thread. Who is cancelled meanwhile goes only when it is over: a file must not be closed under it."""
+    thread = asyncio.ensure_future(asyncio.to_thread(work))
+    try:
+        await asyncio.shield(thread)
+    except asyncio.CancelledError:
+        await thread
+        raise
 
 
 class _Stopwatch:

@@ -90,7 +90,8 @@ class Settings(BaseSettings):
             try:
                 find(name)
             except UnknownModel as error:
-                raise ValueError(f"{error}; the catalogue has {', '.join(CATALOGUE)}") from None
+                known = f"; the catalogue has {', '.join(CATALOGUE)}" if error.near else ""
+                raise ValueError(f"{error}{known}") from None
         if len(set(names)) < len(names):
             raise ValueError("names a model twice")
         return value

@@ -104,7 +104,7 @@ def cache(client: redis.asyncio.Redis) -> Cache:
 
 @pytest.fixture
 def pipeline(cache: Cache) -> Pipeline:
-    return Pipeline(cache)
+    return Pipeline(cache, timeout_s=60)
 
 
 @pytest.fixture

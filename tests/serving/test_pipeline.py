@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import redis.asyncio
 from models.catalogue import MINI
 from serving import pipeline as pipeline_module
 from serving.cache import Cache
-from serving.errors import InferenceFailed, RunnerUnavailable
+from serving.errors import DeadlineExceeded, InferenceFailed, RunnerUnavailable
 from serving.pipeline import MemorySink, Options, Pipeline, Report
 from serving.runners import ServedModel
 
@@ -137,7 +138,7 @@ async def test_without_redis_embeddings_are_computed_all_the_same(
 ) -> None:
     cache = Cache(dead_client, 60, 6)
     for _ in range(2):
-        embeddings, report = await run(Pipeline(cache), served, "MKTAY")
+        embeddings, report = await run(Pipeline(cache, timeout_s=60), served, "MKTAY")
         assert embeddings[0][0] == 5
         assert report.cached == [False]
     assert cache.num_errors > 0
@@ -160,3 +161,39 @@ async def test_counts_reach_redis(pipeline: Pipeline, served: ServedModel, cache
     await run(pipeline, served, "MKTAY", "MKV")
     found = await cache.statistics()
     assert (found["cache_hits"], found["cache_misses"]) == (1, 3)
+
+
+async def test_a_request_has_a_deadline_and_the_next_one_is_answered(
+    cache: Cache, served: ServedModel, runner: CountingRunner
+) -> None:
+    await served.describe()
+    runner.gate.clear()
+    with pytest.raises(DeadlineExceeded, match=r"over 0\.1 seconds"):
+        await run(Pipeline(cache, timeout_s=0.1), served, "MKTAY")
+    runner.gate.set()
+    embeddings, _ = await run(Pipeline(cache, timeout_s=60), served, "MKTAY")
+    assert embeddings[0][0] == 5
+
+
+async def test_a_request_that_is_given_up_leaves_its_sink_alone(cache: Cache, served: ServedModel) -> None:
+    class SlowSink(MemorySink):
+        is_busy = False
+
+        def add(self, index: int, embedding: np.ndarray) -> None:
+            self.is_busy = True
+            self.has_begun.set()
+            assert self.may_end.wait(10)
+            self.is_busy = False
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.has_begun, self.may_end = threading.Event(), threading.Event()
+
+    sink = SlowSink()
+    request = asyncio.create_task(Pipeline(cache, timeout_s=60).embed(served, proteins("MKTAY"), Options(), sink))
+    await asyncio.to_thread(sink.has_begun.wait)
+    request.cancel()
+    asyncio.get_running_loop().call_later(0.05, sink.may_end.set)
+    with pytest.raises(asyncio.CancelledError):
+        await request
+    assert not sink.is_busy

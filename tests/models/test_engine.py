@@ -1,0 +1,224 @@
+"""From sequences to arrays: what one item's misfortune does to the others, precisions, means."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from models.catalogue import MINI
+from models.engine import EmbeddingError, Encoder, Engine, Item, OutputDtype, choose_precision
+from models.packing import Pack
+from models.planning import cost
+from tests.models.conftest import Folders
+from tests.models.references import embed, random_sequence, worst_relative_error
+
+POISON = "W"
+EIGHT = ["MKV", "A" * 30, "L", f"MK{POISON}LV", "GGGG", "DEK", "S" * 100, "PP"]
+POISONED = 3
+
+
+class Position:
+    """An encoder that one can compute in one's head: a residue's vector is full of its number, from 1 on."""
+
+    def encode(self, pack: Pack) -> Tensor:
+        return pack.positions.float().unsqueeze(1).repeat(1, MINI.dim)
+
+
+class Spoilt:
+    """An encoder that does something to the hidden states of every sequence with the poison in it."""
+
+    def __init__(self, inner: Encoder, poison: int, spoil: Callable[[Tensor], Tensor]) -> None:
+        self.inner = inner
+        self.poison = poison
+        self.spoil = spoil
+        self.batches: list[tuple[int, ...]] = []
+
+    def encode(self, pack: Pack) -> Tensor:
+        self.batches.append(pack.lengths)
+        hidden = self.inner.encode(pack)
+        for start, end in pack.spans():
+            if (pack.tokens[start:end] == self.poison).any():
+                hidden[start:end] = self.spoil(hidden[start:end])
+        return hidden
+
+
+def fail(hidden: Tensor) -> Tensor:
+    raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+
+def become_nan_once(hidden: Tensor) -> Tensor:
+    hidden[2, 5] = float("nan")
+    return hidden
+
+
+def overflow(hidden: Tensor) -> Tensor:
+    return hidden * 1e6
+
+
+def spoil_with(engine: Engine, spoil: Callable[[Tensor], Tensor], monkeypatch: pytest.MonkeyPatch) -> Spoilt:
+    spoilt = Spoilt(engine.encoder, int(engine.table.ids[ord(POISON)]), spoil)
+    monkeypatch.setattr(engine, "encoder", spoilt)
+    return spoilt
+
+
+def items(pooled: bool = True, dtype: OutputDtype = "float32") -> list[Item]:
+    return [Item(sequence, pooled, dtype) for sequence in EIGHT]
+
+
+def assert_others_are(
+    found: list[np.ndarray | EmbeddingError], expected: list[np.ndarray | EmbeddingError]
+) -> None:
+    for index, (one, other) in enumerate(zip(found, expected, strict=True)):
+        if index != POISONED:
+            assert isinstance(one, np.ndarray)
+            assert isinstance(other, np.ndarray)
+            assert worst_relative_error(one, other) <= 1e-5  # Measured: 6.1e-7; the batches are others
+
+
+@pytest.mark.parametrize("pooled", [True, False])
+def test_a_poisoned_sequence_fails_alone_in_a_batch_of_eight(
+    mini: Engine, monkeypatch: pytest.MonkeyPatch, pooled: bool
+) -> None:
+    expected = mini.embed(items(pooled))
+    spoilt = spoil_with(mini, fail, monkeypatch)
+    found = mini.embed(items(pooled))
+    assert isinstance(found[POISONED], EmbeddingError)
+    assert "illegal memory access" in str(found[POISONED])
+    assert_others_are(found, expected)
+    # It is looked for by halves: 8, 4, 2 (good), 2, 1 (good), 1 (bad), 4 (good)
+    assert [len(lengths) for lengths in spoilt.batches] == [8, 4, 2, 2, 1, 1, 4]
+
+
+@pytest.mark.parametrize("pooled", [True, False])
+def test_an_output_that_is_not_finite_is_told_of_its_sequence_alone(
+    mini: Engine, monkeypatch: pytest.MonkeyPatch, pooled: bool
+) -> None:
+    expected = mini.embed(items(pooled))
+    spoil_with(mini, become_nan_once, monkeypatch)
+    found = mini.embed(items(pooled))
+    assert str(found[POISONED]) == "the model's output is not finite for this sequence"
+    assert_others_are(found, expected)
+
+
+@pytest.mark.parametrize("pooled", [True, False])
+def test_what_does_not_fit_float16_is_told_of_its_sequence_alone(
+    mini: Engine, monkeypatch: pytest.MonkeyPatch, pooled: bool
+) -> None:
+    spoil_with(mini, overflow, monkeypatch)
+    found = mini.embed(items(pooled, "float16"))
+    assert str(found[POISONED]) == "the output does not fit float16; ask for float32"
+    assert all(isinstance(result, np.ndarray) for index, result in enumerate(found) if index != POISONED)
+    (as_float32,) = mini.embed([items(pooled, "float32")[POISONED]])
+    assert isinstance(as_float32, np.ndarray)
+    assert np.abs(as_float32).max() > 65504
+
+
+def test_a_letter_without_a_token_fails_alone(mini: Engine) -> None:
+    found = mini.embed([Item(sequence, True, "float32") for sequence in ("MKV", "MJV", "LLL")])
+    assert str(found[1]) == "'J' at position 2 is not in the model's vocabulary"
+    assert isinstance(found[0], np.ndarray)
+    assert isinstance(found[2], np.ndarray)
+
+
+def test_a_batch_of_bad_letters_alone_gives_errors_alone(mini: Engine) -> None:
+    assert all(isinstance(result, EmbeddingError) for result in mini.embed([Item("J", True, "float32")] * 3))
+
+
+def test_nothing_asked_is_nothing_answered(mini: Engine) -> None:
+    assert mini.embed([]) == []
+
+
+def test_an_empty_sequence_is_an_error_of_its_own(mini: Engine) -> None:
+    found = mini.embed([Item("", True, "float32"), Item("MKV", True, "float32")])
+    assert isinstance(found[0], EmbeddingError)
+    assert isinstance(found[1], np.ndarray)
+
+
+def test_residues_are_counted_from_the_first_letter_to_the_last(
+    mini: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mini, "encoder", Position())
+    rows = embed(mini, ["MKV", "A", "LLLLL"])
+    assert [row[:, 0].tolist() for row in rows] == [[1, 2, 3], [1], [1, 2, 3, 4, 5]]
+    means = embed(mini, ["MKV", "A", "LLLLL"], pooled=True)
+    assert [mean[0] for mean in means] == [2, 1, 3]
+
+
+def test_specials_of_prot_t5_are_left_out_too(small_t5: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(small_t5, "encoder", Position())
+    rows = embed(small_t5, ["MKV", "A"])
+    assert [row[:, 0].tolist() for row in rows] == [[0, 1, 2], [0]]
+    assert [mean[0] for mean in embed(small_t5, ["MKV", "A"], pooled=True)] == [1, 0]
+
+
+@pytest.mark.parametrize("family", ["mini", "small_t5"])
+def test_a_pooled_embedding_is_the_mean_of_the_residues(family: str, request: pytest.FixtureRequest) -> None:
+    engine: Engine = request.getfixturevalue(family)
+    sequences = [random_sequence(length, seed=length) for length in (1, 50, 400)]
+    means = np.stack([rows.mean(0, dtype=np.float64) for rows in embed(engine, sequences)])
+    pooled = np.stack(embed(engine, sequences, pooled=True))
+    assert worst_relative_error(pooled, means) <= 2e-6  # Measured: 3.3e-7
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize("pooled", [True, False])
+def test_results_have_the_asked_shape_and_precision(mini: Engine, pooled: bool, dtype: OutputDtype) -> None:
+    (found,) = mini.embed([Item("MKVLA", pooled, dtype)])
+    assert isinstance(found, np.ndarray)
+    assert found.dtype == dtype
+    assert found.shape == ((MINI.dim,) if pooled else (5, MINI.dim))
+
+
+def test_float16_is_float32_rounded(mini: Engine) -> None:
+    (half,) = mini.embed([Item("MKVLA", False, "float16")])
+    assert isinstance(half, np.ndarray)
+    (full,) = embed(mini, ["MKVLA"])
+    assert np.array_equal(half, full.astype(np.float16))
+
+
+def test_one_batch_may_ask_for_different_things(mini: Engine) -> None:
+    found = mini.embed([Item("MKV", True, "float16"), Item("MKV", False, "float32"), Item("MKV", True, "float32")])
+    assert [(r.dtype.name, r.shape) for r in found if isinstance(r, np.ndarray)] == [
+        ("float16", (MINI.dim,)),
+        ("float32", (3, MINI.dim)),
+        ("float32", (MINI.dim,)),
+    ]
+
+
+def test_an_item_costs_its_tokens_with_the_specials(mini: Engine, small_t5: Engine) -> None:
+    item = Item("A" * 100, True, "float32")
+    assert mini.cost(item) == cost(102, 144)
+    assert small_t5.cost(item) == cost(101, 64)
+
+
+def test_a_sequence_is_answered_twice_the_same(mini: Engine) -> None:
+    once, again = embed(mini, ["MKTAYIAK"])[0], embed(mini, ["MKTAYIAK"])[0]
+    assert np.array_equal(once, again)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_an_asked_precision_is_kept(folders: Folders, precision: str) -> None:
+    engine = Engine(folders.of(MINI), MINI, precision="fp32" if precision == "fp32" else "bf16")
+    assert engine.precision == precision
+    assert engine.precision_reason == "asked for by PRECISION"
+    assert engine.attention_reason == "attend_each: no variable-length kernel on cpu"
+
+
+@pytest.mark.parametrize(
+    ("flags", "precision", "reason"),
+    [
+        ({"avx512_bf16": True}, "bf16", "the processor multiplies bfloat16 (AVX512-BF16 or AMX)"),
+        ({"amx_bf16": True}, "bf16", "the processor multiplies bfloat16 (AVX512-BF16 or AMX)"),
+        ({"avx2": True, "avx512_bf16": False}, "fp32", "no bfloat16 units on this cpu"),
+        ({}, "fp32", "no bfloat16 units on this cpu"),
+    ],
+)
+def test_auto_asks_the_processor(
+    monkeypatch: pytest.MonkeyPatch, flags: dict[str, bool], precision: str, reason: str
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: flags)
+    assert choose_precision(torch.device("cpu"), "auto") == (precision, reason)

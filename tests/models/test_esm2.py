@@ -1,0 +1,87 @@
+"""Packed ESM-2 against transformers and fair-esm, and against itself in other company."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from models.catalogue import MINI, Model
+from models.engine import Engine
+from tests.models.conftest import NARROW_ESM2, WIDE_ESM2, Folders
+from tests.models.references import (
+    embed,
+    embed_by_fair_esm,
+    esm2_by_transformers,
+    fair_esm_of,
+    random_sequence,
+    worst_cosine_distance,
+    worst_relative_error,
+)
+
+LENGTHS = (1, 2, 33, 300, 1500, 7)
+SEQUENCES = [random_sequence(length, seed) for seed, length in enumerate(LENGTHS)]
+FEW = (0, 2, 3, 5)  # those that are embedded alone as well
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The sequences embedded together, per residue, in float32."""
+
+    model: Model
+    folder: Path
+    engine: Engine
+    embeddings: list[np.ndarray]
+
+
+@pytest.fixture(scope="module", params=[MINI, NARROW_ESM2, WIDE_ESM2], ids=lambda model: str(model.name))
+def batch(request: pytest.FixtureRequest, folders: Folders) -> Batch:
+    model: Model = request.param
+    engine = Engine(folders.of(model), model, precision="fp32")
+    return Batch(model, folders.of(model), engine, embed(engine, SEQUENCES))
+
+
+def test_a_mixed_batch_equals_transformers_residue_by_residue(batch: Batch) -> None:
+    expected = esm2_by_transformers(batch.folder, SEQUENCES)
+    worst = max(map(worst_relative_error, batch.embeddings, expected))
+    assert worst <= 1e-5  # Measured: 5.9e-7 (esm2_mini), 7.2e-7 (320 wide), 8.9e-7 (1280 wide)
+
+
+def test_a_mixed_batch_equals_fair_esm_residue_by_residue(batch: Batch) -> None:
+    expected = embed_by_fair_esm(fair_esm_of(batch.folder, batch.model), SEQUENCES)
+    worst = max(map(worst_relative_error, batch.embeddings, expected))
+    assert worst <= 1e-5  # Measured: 7.3e-7 (esm2_mini), 6.9e-7 (320 wide), 9.1e-7 (1280 wide)
+
+
+def test_a_sequence_alone_is_what_it_is_in_company(batch: Batch) -> None:
+    for index in FEW:
+        (alone,) = embed(batch.engine, [SEQUENCES[index]])
+        assert worst_cosine_distance(batch.embeddings[index], alone) <= 1e-6  # Measured: 4.2e-13
+
+
+def test_a_mean_alone_is_what_it_is_in_company(batch: Batch) -> None:
+    together = embed(batch.engine, SEQUENCES, pooled=True)
+    for index in FEW:
+        (alone,) = embed(batch.engine, [SEQUENCES[index]], pooled=True)
+        assert worst_cosine_distance(together[index], alone) <= 1e-6  # Measured: 2.7e-13
+
+
+def test_company_changes_no_residue_by_more_than_bfloat16_can_tell(batch: Batch) -> None:
+    engine = Engine(batch.folder, batch.model, precision="bf16")
+    together = embed(engine, SEQUENCES)
+    for index in FEW:
+        (alone,) = embed(engine, [SEQUENCES[index]])
+        assert worst_cosine_distance(together[index], alone) <= 1e-4  # Measured: 3.4e-6
+    assert max(map(worst_cosine_distance, together, batch.embeddings)) <= 2e-4  # Measured, to float32: 4.3e-5
+
+
+@pytest.mark.parametrize("letter", "UZOBX")
+def test_a_rare_residue_is_read_as_itself(batch: Batch, letter: str) -> None:
+    sequences = [f"MK{letter}LV"]
+    (found,) = embed(batch.engine, sequences)
+    (expected,) = esm2_by_transformers(batch.folder, sequences)
+    assert worst_relative_error(found, expected) <= 1e-5  # Measured: 5.2e-7
+    others = embed(batch.engine, [f"MK{other}LV" for other in "UZOBXA" if other != letter])
+    assert all(np.abs(found - other).max() > 0.01 for other in others)
