@@ -139,6 +139,12 @@ def test_a_folder_is_stored_as_it_is(run_import: Import, mini_folder: Path) -> N
     assert stored.info.labels["trained"] == "true"
 
 
+def test_a_folder_of_untrained_weights_is_labelled_so_if_told(run_import: Import, mini_folder: Path) -> None:
+    stored = run_import("esm2_mini", "--from", mini_folder, "--untrained")
+    assert stored.info.metadata["trained"] is False
+    assert stored.info.labels["trained"] == "false"
+
+
 def test_files_that_an_encoder_does_not_need_stay_behind(run_import: Import, checkpoint: Path) -> None:
     for name in ("README.md", "tf_model.h5", "pytorch_model.bin", "training_args.bin", ".gitattributes", "x.py"):
         (checkpoint / name).write_text("not needed")

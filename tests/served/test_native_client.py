@@ -18,6 +18,7 @@ def test_encode_returns_an_array(served: Served) -> None:
     with bentoml.SyncHTTPClient(served.url) as client:
         embeddings = client.encode(sequences=SEQUENCES)
         assert embeddings.shape == (2, 144)
+        assert embeddings.dtype == np.float32
         swapped = client.encode(sequences=SEQUENCES[::-1], model="esm2_mini")
     np.testing.assert_array_equal(embeddings, swapped[::-1])
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import bentoml
 import httpx
 import numpy as np
+import psutil
 import pytest
 
 from scripts import import_model
@@ -76,6 +77,25 @@ def test_a_version_can_be_asked_for(stored_models: None, data_dir: Path) -> None
         assert body["available_models"]["esm2_mini"]["tag"] == f"esm2_mini:{older}"
     finally:
         bentoml.models.delete("esm2_mini:latest")
+
+
+def test_a_stuck_runner_turns_readiness_off_until_it_goes_on(stored_models: None, data_dir: Path) -> None:
+    with LocalService(data_dir, {}) as service, httpx.Client(base_url=service.url, timeout=30) as http:
+        assert service.process is not None
+        (runner,) = [
+            process
+            for process in psutil.Process(service.process.pid).children(recursive=True)
+            if "runner_esm2_mini" in process.cmdline()
+        ]
+        runner.suspend()
+        assert http.get("/readyz").status_code == 503
+        health = http.get("/embeddings/health")
+        assert (health.status_code, health.json()["status"]) == (503, "unhealthy")
+        assert health.json()["components"]["runner_esm2_mini"]["connected"] is False
+        assert http.get("/livez").status_code == 200
+        runner.resume()
+        assert http.get("/readyz").status_code == 200
+        assert http.get("/embeddings/health").json()["status"] == "healthy"
 
 
 def test_without_redis_the_service_computes_and_says_so(stored_models: None, data_dir: Path) -> None:
