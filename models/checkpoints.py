@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import operator
 import re
 import struct
 from collections.abc import Iterator, Mapping
@@ -28,17 +29,18 @@ TOKENIZER_FILES: Mapping[Family, tuple[str, ...]] = {
 }
 MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
 
-# What a config.json may say of switches that change the arithmetic; the engine knows no other way
+# What a config.json may say of switches that change the arithmetic; the engine knows no other way.
+# None: the switch may be absent, as transformers' default is the way that the engine goes
 _SWITCHES: Mapping[Family, Mapping[str, tuple[Any, ...]]] = {
     "esm2": {
         "model_type": ("esm",),
         "position_embedding_type": ("rotary",),
         "emb_layer_norm_before": (False, None),
         "token_dropout": (True,),
-        "hidden_act": ("gelu",),
-        "rope_theta": (10_000.0,),
+        "hidden_act": ("gelu", None),
+        "rope_theta": (10_000.0, None),
     },
-    "t5": {"model_type": ("t5",), "feed_forward_proj": ("relu", "gated-gelu")},
+    "t5": {"model_type": ("t5",), "feed_forward_proj": ("relu", "gated-gelu", None)},
 }
 # Bytes of an entry, by safetensors' name of the kind; weights are of one of the kinds in _FLOATS
 _ITEM_SIZES = {"F16": 2, "BF16": 2, "F32": 4, "F64": 8, "I8": 1, "U8": 1, "I16": 2, "I32": 4, "I64": 8, "BOOL": 1}
@@ -87,9 +89,8 @@ def read_config(folder: Path, family: Family) -> EncoderConfig:
     if not isinstance(config, dict):
         raise CheckpointError(f"{path} is no config: a JSON object is needed")
     for key, allowed in _SWITCHES[family].items():
-        # What is absent has the default that transformers gives it, which is the first allowed
-        if (found := config.get(key, None if key == "model_type" else allowed[0])) not in allowed:
-            known = " or ".join(repr(value) for value in allowed)
+        if (found := config.get(key)) not in allowed:
+            known = " or ".join(repr(value) for value in allowed if value is not None)
             raise CheckpointError(f"{path}: {key} is {found!r}, the engine needs {known}")
     return _esm2_config(_Numbers(path, config)) if family == "esm2" else _t5_config(_Numbers(path, config))
 
@@ -109,8 +110,8 @@ class _Numbers:
 
     def real(self, key: str) -> float:
         number = self._read(key, None)
-        if not isinstance(number, int | float):
-            raise CheckpointError(f"{self.path}: config has {key} = {number!r}, not a number")
+        if not isinstance(number, int | float) or not 0 < number < math.inf:
+            raise CheckpointError(f"{self.path}: config has {key} = {number!r}, not a positive number")
         return float(number)
 
     def _read(self, key: str, default: int | None) -> Any:
@@ -225,15 +226,19 @@ def _read_header(path: Path) -> list[Stored]:
         header.pop("__metadata__", None)
         end = 0
         found: list[Stored] = []
-        for name, tensor in header.items():
+        for name, tensor in sorted(header.items(), key=lambda item: tuple(item[1]["data_offsets"])):
             stored = Stored(path, name, tuple(tensor["shape"]), tensor["dtype"])
-            first, last = tensor["data_offsets"]
+            first, last = map(operator.index, tensor["data_offsets"])
             if last - first != math.prod(stored.shape) * _ITEM_SIZES[stored.kind]:
                 raise ValueError(f"{name} has not the size of its shape")
-            end = max(end, last)
+            if first != end:
+                raise ValueError(f"{name} does not begin where the tensor before it ends")
+            end = last
             found.append(stored)
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing") from None
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
         raise CheckpointError(f"{path} is no safetensors file: {error}") from None
     if 8 + length + end != size:
@@ -255,7 +260,7 @@ def read_index(index: Path) -> list[Path]:
     """
     try:
         names = set(json.loads(index.read_text())["weight_map"].values())
-        is_outside = any(Path(name).name != name for name in names)
+        is_outside = any(Path(name).name != name or name == ".." for name in names)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{index} is no index of shards: {error}") from None
     if is_outside:

@@ -67,10 +67,17 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     origin.add_argument("--from", dest="path", type=Path, help="a Hugging Face folder or a fair-esm .pt")
     origin.add_argument("--random", action="store_true", help="untrained weights, labelled so")
     parser.add_argument("--revision", help="branch, tag or commit on the hub (default: main)")
-    parser.add_argument("--seed", type=int, default=0, help="of --random (default: 0)")
+    parser.add_argument("--seed", type=int, help="of --random (default: 0)")
     parser.add_argument("--untrained", action="store_true", help="say that the weights of --from are untrained")
     parser.add_argument("--if-missing", action="store_true", help="keep what the store has under this name")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.revision is not None and (options.random or options.path is not None):
+        parser.error("--revision is of the hub; it does not go with --from or --random")
+    if options.seed is not None and not options.random:
+        parser.error("--seed goes with --random")
+    if options.untrained and options.path is None:
+        parser.error("--untrained goes with --from")
+    return options
 
 
 def import_model(model: Model, options: argparse.Namespace) -> bentoml.Tag:
@@ -86,9 +93,12 @@ def import_model(model: Model, options: argparse.Namespace) -> bentoml.Tag:
             pass
     with tempfile.TemporaryDirectory(prefix="import-model-") as name:
         folder = Path(name)
-        origin = _fill(folder, model, options)
-        checkpoints.verify(folder, model)
-        _try_tokenizer(folder, model)
+        try:
+            origin = _fill(folder, model, options)
+            checkpoints.verify(folder, model)
+            _try_tokenizer(folder, model)
+        except CheckpointError as error:  # name what people know, not the folder that is gone behind this
+            raise CheckpointError(str(error).replace(name, str(options.path or model.source))) from None
         return store(folder, model, origin)
 
 
@@ -97,8 +107,9 @@ def _fill(folder: Path, model: Model, options: argparse.Namespace) -> Origin:
     from models import conversion, untrained
 
     if options.random or (model is MINI and options.path is None):
-        untrained.write_untrained(folder, model, options.seed, _show_progress)
-        return Origin("untrained", f"seed {options.seed}", is_trained=False)
+        seed = options.seed or 0
+        untrained.write_untrained(folder, model, seed, _show_progress)
+        return Origin("untrained", f"seed {seed}", is_trained=False)
     if options.path is None:
         return _download(folder, model, options.revision)
     source = options.path.resolve()

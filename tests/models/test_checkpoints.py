@@ -50,7 +50,6 @@ def test_an_engine_refuses_a_bad_checkpoint_too(checkpoint: Path, damage: Damage
         Engine(checkpoint, MINI)
 
 
-@pytest.mark.xfail(strict=True, reason="accepted, or no CheckpointError")
 @pytest.mark.parametrize(
     "spoil",
     [

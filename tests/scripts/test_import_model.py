@@ -474,3 +474,26 @@ def test_a_bad_checkpoint_on_the_hub_is_told_in_one_line(
 def test_an_unknown_name_is_told_in_one_line(tmp_path: Path) -> None:
     script = Script(tmp_path, "http://127.0.0.1:1")
     assert_one_line(script.run("esm2_minni"), "unknown model 'esm2_minni'; did you mean esm2_mini")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("esm2_mini", "--seed", "3"), "--seed goes with --random"),
+        (("esm2_mini", "--random", "--revision", "main"), "--revision is of the hub"),
+        (("esm2_mini", "--from", "here", "--revision", "main"), "--revision is of the hub"),
+        (("esm2_mini", "--random", "--untrained"), "--untrained goes with --from"),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_refused(
+    arguments: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(list(arguments))
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_bad_folder_is_named_as_it_was_given(checkpoint: Path) -> None:
+    (checkpoint / "model.safetensors").write_bytes(b"")
+    assert f"{checkpoint}/model.safetensors is no safetensors file" in refused("esm2_mini", "--from", checkpoint)
