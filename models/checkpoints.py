@@ -1,7 +1,7 @@
 """Reading a checkpoint: a standard Hugging Face folder, checked strictly before a number is computed.
 
 Everything but `load` works on headers alone and needs no torch, so that a service can refuse a bad
-checkpoint before its port opens.
+checkpoint before its port opens. config.json is read in models/configs.py.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from models.catalogue import Family, Model
+from models.configs import CheckpointError, EncoderConfig, read_config
 
 if TYPE_CHECKING:
     import torch
@@ -29,19 +30,6 @@ TOKENIZER_FILES: Mapping[Family, tuple[str, ...]] = {
 }
 MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
 
-# What a config.json may say of switches that change the arithmetic; the engine knows no other way.
-# None: the switch may be absent, as transformers' default is the way that the engine goes
-_SWITCHES: Mapping[Family, Mapping[str, tuple[Any, ...]]] = {
-    "esm2": {
-        "model_type": ("esm",),
-        "position_embedding_type": ("rotary",),
-        "emb_layer_norm_before": (False, None),
-        "token_dropout": (True,),
-        "hidden_act": ("gelu", None),
-        "rope_theta": (10_000.0, None),
-    },
-    "t5": {"model_type": ("t5",), "feed_forward_proj": ("relu", "gated-gelu", None)},
-}
 # Bytes of an entry, by safetensors' name of the kind; weights are of one of the kinds in _FLOATS
 _ITEM_SIZES = {"F16": 2, "BF16": 2, "F32": 4, "F64": 8, "I8": 1, "U8": 1, "I16": 2, "I32": 4, "I64": 8, "BOOL": 1}
 _FLOATS = ("F16", "BF16", "F32")
@@ -51,101 +39,6 @@ _NOT_OURS = re.compile(
     r"lm_head\.|decoder\.|contact_head\.|pooler\.|embeddings\.(position_ids|position_embeddings\.)"
     r"|.*rotary_embeddings\.inv_freq$"
 )
-
-
-class CheckpointError(Exception):
-    """The folder is no usable checkpoint; the message is one line that says why."""
-
-
-@dataclass(frozen=True)
-class EncoderConfig:
-    """Shape of an encoder, as its config.json says. See `Model` for the names."""
-
-    num_layers: int
-    dim: int
-    num_heads: int
-    head_dim: int
-    feed_forward_dim: int
-    vocab_size: int
-    norm_eps: float
-    is_gated: bool = False
-    num_buckets: int = 0
-    max_distance: int = 0
-
-
-def read_config(folder: Path, family: Family) -> EncoderConfig:
-    """The encoder's shape from config.json.
-
-    Raises:
-        CheckpointError: missing, not JSON, of another family, or with a switch that the engine lacks.
-    """
-    path = folder / "config.json"
-    try:
-        config = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise CheckpointError(f"{folder} holds no config.json") from None
-    except ValueError as error:
-        raise CheckpointError(f"{path} is not JSON: {error}") from None
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{path} is no config: a JSON object is needed")
-    for key, allowed in _SWITCHES[family].items():
-        if (found := config.get(key)) not in allowed:
-            known = " or ".join(repr(value) for value in allowed if value is not None)
-            raise CheckpointError(f"{path}: {key} is {found!r}, the engine needs {known}")
-    return _esm2_config(_Numbers(path, config)) if family == "esm2" else _t5_config(_Numbers(path, config))
-
-
-@dataclass(frozen=True)
-class _Numbers:
-    """The numbers of a config.json, each checked as it is read."""
-
-    path: Path
-    config: Mapping[str, Any]
-
-    def count(self, key: str, default: int | None = None) -> int:
-        number = self._read(key, default)
-        if not isinstance(number, int) or number <= 0:
-            raise CheckpointError(f"{self.path}: config has {key} = {number!r}, not a positive whole number")
-        return number
-
-    def real(self, key: str) -> float:
-        number = self._read(key, None)
-        if not isinstance(number, int | float) or not 0 < number < math.inf:
-            raise CheckpointError(f"{self.path}: config has {key} = {number!r}, not a positive number")
-        return float(number)
-
-    def _read(self, key: str, default: int | None) -> Any:
-        if key not in self.config and default is None:
-            raise CheckpointError(f"{self.path} lacks {key!r}")
-        return self.config.get(key, default)
-
-
-def _esm2_config(numbers: _Numbers) -> EncoderConfig:
-    dim, num_heads = numbers.count("hidden_size"), numbers.count("num_attention_heads")
-    return EncoderConfig(
-        num_layers=numbers.count("num_hidden_layers"),
-        dim=dim,
-        num_heads=num_heads,
-        head_dim=dim // num_heads,
-        feed_forward_dim=numbers.count("intermediate_size"),
-        vocab_size=numbers.count("vocab_size"),
-        norm_eps=numbers.real("layer_norm_eps"),
-    )
-
-
-def _t5_config(numbers: _Numbers) -> EncoderConfig:
-    return EncoderConfig(
-        num_layers=numbers.count("num_layers"),
-        dim=numbers.count("d_model"),
-        num_heads=numbers.count("num_heads"),
-        head_dim=numbers.count("d_kv"),
-        feed_forward_dim=numbers.count("d_ff"),
-        vocab_size=numbers.count("vocab_size"),
-        norm_eps=numbers.real("layer_norm_epsilon"),
-        is_gated=numbers.config.get("feed_forward_proj") == "gated-gelu",
-        num_buckets=numbers.count("relative_attention_num_buckets"),
-        max_distance=numbers.count("relative_attention_max_distance", default=128),
-    )
 
 
 def weight_shapes(family: Family, config: EncoderConfig) -> dict[str, tuple[int, ...]]:

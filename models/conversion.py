@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from models.checkpoints import CheckpointError, EncoderConfig, read_index
+from models.checkpoints import read_index
+from models.configs import CheckpointError, EncoderConfig
 from models.folders import ESM2_VOCAB_SIZE, write_config, write_weights
 
 TORCH_WEIGHTS = "pytorch_model.bin"

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.attention import Attention
-from models.checkpoints import EncoderConfig
+from models.configs import EncoderConfig
 from models.packing import Pack
 
 # Embeddings are scaled as in training, where 15% of tokens were drawn and 80% of those masked: 1 - 0.15 * 0.8

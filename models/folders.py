@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import save_file
 
 from models.catalogue import Family
-from models.checkpoints import INDEX, WEIGHTS, EncoderConfig
+from models.checkpoints import INDEX, WEIGHTS
+from models.configs import EncoderConfig
 
 MAX_SHARD_BYTES = 2_000_000_000
 

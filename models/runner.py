@@ -20,6 +20,7 @@ from bentoml.validators import ContentType
 from models import checkpoints
 from models.batcher import Batcher
 from models.catalogue import Model
+from models.configs import CheckpointError
 from models.wire import encode_reply
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ def verify_stored(model: Model, tag: bentoml.Tag) -> None:
     """Stops the start with one line if the stored checkpoint is not what the catalogue says."""
     try:
         checkpoints.verify(Path(bentoml.models.get(tag).path), model)
-    except checkpoints.CheckpointError as error:
+    except CheckpointError as error:
         raise SystemExit(f"{tag}: {error}") from None
 
 

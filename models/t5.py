@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.attention import Attention
-from models.checkpoints import EncoderConfig
+from models.configs import EncoderConfig
 from models.packing import Pack
 
 

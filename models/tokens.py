@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from models.catalogue import Model
-from models.checkpoints import CheckpointError
+from models.configs import CheckpointError
 
 _UNKNOWN = -1
 

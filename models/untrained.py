@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 
 from models.catalogue import Model
-from models.checkpoints import EncoderConfig, weight_shapes
+from models.checkpoints import weight_shapes
+from models.configs import EncoderConfig
 from models.folders import ESM2_VOCAB_SIZE, PROT_T5_VOCAB_SIZE, write_config, write_weights
 
 Weights = Iterator[tuple[str, torch.Tensor]]

@@ -27,7 +27,7 @@ from bentoml.models import ModelContext
 
 from models import checkpoints
 from models.catalogue import CATALOGUE, MINI, Model, UnknownModel, find
-from models.checkpoints import CheckpointError
+from models.configs import CheckpointError, read_config
 
 WEIGHT_SUFFIXES = (".safetensors", ".safetensors.index.json")
 TORCH_SUFFIXES = (".bin", ".bin.index.json")
@@ -168,7 +168,7 @@ def _try_tokenizer(folder: Path, model: Model) -> None:
     from models.tokens import UnknownResidue, residue_table
 
     try:
-        vocab_size = checkpoints.read_config(folder, model.family).vocab_size
+        vocab_size = read_config(folder, model.family).vocab_size
         residue_table(folder, model, vocab_size).encode("".join(sorted(model.alphabet)))
     except CheckpointError:
         raise

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 
 from models.catalogue import Model, find
-from models.checkpoints import EncoderConfig, read_config
+from models.configs import EncoderConfig, read_config
 from models.engine import Engine, Item
 from models.planning import plan
 from scripts.benchmarks.peers import BATCH_SIZES, Contender, Extract, Transformers

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,10 +14,10 @@ from safetensors.torch import load_file, save_file
 
 from models import checkpoints
 from models.catalogue import CATALOGUE, MINI
-from models.checkpoints import INDEX, WEIGHTS, CheckpointError, canonical_name
+from models.checkpoints import INDEX, WEIGHTS, canonical_name
+from models.configs import CheckpointError
 from models.engine import Engine
-from models.folders import write_config
-from models.untrained import untrained_config, write_untrained
+from models.untrained import write_untrained
 from scripts.local_service import ROOT
 from tests.models.conftest import SMALL_T5, Folders
 from tests.models.damage import DAMAGES, NORM, Damage, change_config, change_header, write_index
@@ -80,13 +78,6 @@ def test_a_checkpoint_of_the_other_family_is_refused(folders: Folders) -> None:
         checkpoints.verify(folders.of(SMALL_T5), MINI)
     with pytest.raises(CheckpointError, match="model_type is 'esm', the engine needs 't5'"):
         checkpoints.verify(folders.of(MINI), SMALL_T5)
-
-
-def test_an_activation_that_the_engine_lacks_is_refused(tmp_path: Path) -> None:
-    write_config(tmp_path, "t5", untrained_config(SMALL_T5), torch.float32)
-    change_config(tmp_path, feed_forward_proj="gated-silu")
-    with pytest.raises(CheckpointError, match="feed_forward_proj is 'gated-silu'"):
-        checkpoints.read_config(tmp_path, "t5")
 
 
 def test_a_checkpoint_is_checked_without_loading_torch(folders: Folders) -> None:
@@ -192,17 +183,3 @@ def test_word_embeddings_under_the_encoders_name_are_the_shared_ones(
     renamed(tmp_path, lambda name: name.replace("shared.weight", "encoder.embed_tokens.weight"))
     found = embed(Engine(tmp_path, SMALL_T5, precision="fp32"), SEQUENCES)
     assert all(map(np.array_equal, found, embed(small_t5, SEQUENCES)))
-
-
-def test_a_config_says_the_shape_of_its_encoder(folders: Folders) -> None:
-    assert checkpoints.read_config(folders.of(MINI), "esm2") == untrained_config(MINI)
-    assert checkpoints.read_config(folders.of(SMALL_T5), "t5") == untrained_config(SMALL_T5)
-
-
-def test_an_old_t5_config_without_a_maximal_distance_means_128(tmp_path: Path) -> None:
-    # Source: transformers T5Config; the key is younger than ProtT5
-    write_config(tmp_path, "t5", dataclasses.replace(untrained_config(SMALL_T5), max_distance=64), torch.float32)
-    config = json.loads((tmp_path / "config.json").read_text())
-    del config["relative_attention_max_distance"]
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    assert checkpoints.read_config(tmp_path, "t5").max_distance == 128

@@ -17,7 +17,8 @@ from safetensors.torch import load_file
 
 from models import folders as folders_module
 from models.catalogue import MINI, Model
-from models.checkpoints import INDEX, WEIGHTS, CheckpointError, verify
+from models.checkpoints import INDEX, WEIGHTS, verify
+from models.configs import CheckpointError
 from models.conversion import TORCH_INDEX, TORCH_WEIGHTS, convert_fair_esm, convert_torch_weights
 from models.engine import Engine
 from tests.models.conftest import SMALL_T5, Folders

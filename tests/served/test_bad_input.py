@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from .conftest import Served
+from tests.served.conftest import Served
 
 GOOD = "MKTAYIAKQRQISFVKSHFSRQ"
 COMPUTE = "/embeddings/compute/esm2_mini"

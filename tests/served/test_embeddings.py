@@ -16,8 +16,7 @@ from transformers import AutoTokenizer, EsmModel
 
 from scripts.local_service import ROOT
 from serving.sequences import parse_fasta
-
-from .conftest import Served
+from tests.served.conftest import Served
 
 FASTA = (ROOT / "examples" / "proteins.fasta").read_text()
 RECORDS = parse_fasta(FASTA)

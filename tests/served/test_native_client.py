@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from bentoml.exceptions import BentoMLException
 
-from .conftest import Served
+from tests.served.conftest import Served
 
 SEQUENCES = ["MKTAYIAKQRQISFVKSHFSRQ", "MQIFVKTLTGKTITLEVEPSDTIENVKAKIQDKEG"]
 

@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 
 from scripts.local_service import ROOT
-
-from .conftest import Served
+from tests.served.conftest import Served
 
 ADDRESS = "http://127.0.0.1:3000"
 BLOCKS = re.findall(r"^```(bash|python)\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)

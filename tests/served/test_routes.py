@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from .conftest import Served
+from tests.served.conftest import Served
 
 UBIQUITIN = "MQIFVKTLTGKTITLEVEPSDTIENVKAKIQDKEGIPPDQQRLIFAGKQLEDGRTLSDYNIQKESTLHLVLRLRGG"
 

@@ -15,8 +15,7 @@ from serving.cache import Cache
 from serving.errors import DeadlineExceeded, InferenceFailed, RunnerUnavailable
 from serving.pipeline import MemorySink, Options, Pipeline, Report
 from serving.runners import ServedModel
-
-from .conftest import CountingRunner, proteins
+from tests.serving.conftest import CountingRunner, proteins
 
 PER_RESIDUE = Options(pooled=False)
 
