@@ -21,13 +21,15 @@ MAX_BIAS_NUMBERS = 16 * 1024 * 1024
 class Attention(Protocol):
     """Softmax attention of every token over the tokens of its own sequence.
 
-    query, key, value: (T, H, K), the query already scaled; the result is (T, H, K) too.
+    query, key, value: (T, H, K); the result is (T, H, K) too. Scores are multiplied by `scale`.
     """
 
-    def __call__(self, query: Tensor, key: Tensor, value: Tensor, pack: Pack, bias: Bias | None) -> Tensor: ...
+    def __call__(
+        self, query: Tensor, key: Tensor, value: Tensor, pack: Pack, bias: Bias | None, scale: float
+    ) -> Tensor: ...
 
 
-def attend_each(query: Tensor, key: Tensor, value: Tensor, pack: Pack, bias: Bias | None) -> Tensor:
+def attend_each(query: Tensor, key: Tensor, value: Tensor, pack: Pack, bias: Bias | None, scale: float) -> Tensor:
     """Sequence after sequence by torch's SDPA. Runs everywhere; memory grows with length, not its square."""
     out = torch.empty_like(query)
     for start, end in pack.spans():
@@ -38,18 +40,20 @@ def attend_each(query: Tensor, key: Tensor, value: Tensor, pack: Pack, bias: Bia
         for first in range(0, length, block):
             last = min(first + block, length)
             mask = None if bias is None else bias(first, last, length).unsqueeze(0)
-            part = F.scaled_dot_product_attention(q[:, :, first:last], k, v, attn_mask=mask, scale=1.0)
+            part = F.scaled_dot_product_attention(q[:, :, first:last], k, v, attn_mask=mask, scale=scale)
             out[start + first : start + last] = part[0].transpose(0, 1)
     return out
 
 
-def attend_varlen(query: Tensor, key: Tensor, value: Tensor, pack: Pack, bias: Bias | None) -> Tensor:
+def attend_varlen(
+    query: Tensor, key: Tensor, value: Tensor, pack: Pack, bias: Bias | None, scale: float
+) -> Tensor:
     """All sequences in one kernel: FlashAttention's variable-length form. CUDA, 16-bit, no bias."""
     from torch.nn.attention.varlen import varlen_attn
 
     assert bias is None
     longest = pack.max_length
-    out = varlen_attn(query, key, value, pack.cu_seqlens, pack.cu_seqlens, longest, longest, scale=1.0)
+    out = varlen_attn(query, key, value, pack.cu_seqlens, pack.cu_seqlens, longest, longest, scale=scale)
     assert isinstance(out, Tensor)
     return out
 

@@ -6,6 +6,7 @@ models/esm/modeling_esm.py. Shapes: T tokens in a pack, D width, H heads, K head
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +20,7 @@ from models.packing import Pack
 # Embeddings are scaled as in training, where 15% of tokens were drawn and 80% of those masked: 1 - 0.15 * 0.8
 TOKEN_DROPOUT_SCALE = 0.88
 ROTARY_BASE = 10_000.0
+ROTARY_STEP = 1024  # positions by which the table of rotations grows
 
 
 @dataclass(frozen=True)
@@ -67,39 +69,50 @@ class Esm2:
         self.final_norm = read("encoder.emb_layer_norm_after", torch.float32)
         steps = torch.arange(0, config.head_dim, 2, device=device).float() / config.head_dim
         self.inverse_frequencies = 1.0 / ROTARY_BASE**steps
+        self.rotary: tuple[Tensor, Tensor] | None = None
 
     def encode(self, pack: Pack) -> Tensor:
         """(T, D) float32 hidden states of the last layer, special tokens included.
 
         The sums between blocks stay in float32; products run in the encoder's precision.
         """
-        cos, sin = self._rotary(pack)
+        cos, sin = (table[pack.positions].unsqueeze(1) for table in self._rotary(pack.max_length))
         x = self.embedding[pack.tokens] * TOKEN_DROPOUT_SCALE
         for layer in self.layers:
-            x = x + self._attend(layer, self._norm(x, layer.attention_norm), cos, sin, pack)
+            x += self._attend(layer, self._norm(x, layer.attention_norm), cos, sin, pack)
             hidden = F.gelu(F.linear(self._norm(x, layer.feed_forward_norm), *layer.up))
-            x = x + F.linear(hidden, *layer.down)
+            x += F.linear(hidden, *layer.down)
         return F.layer_norm(x, (self.config.dim,), *self.final_norm, self.config.norm_eps)
 
     def _norm(self, x: Tensor, weights: tuple[Tensor, Tensor]) -> Tensor:
         return F.layer_norm(x, (self.config.dim,), *weights, self.config.norm_eps).to(self.dtype)
 
     def _attend(self, layer: _Layer, h: Tensor, cos: Tensor, sin: Tensor, pack: Pack) -> Tensor:
-        """Self-attention of one block: (T, D) -> (T, D). Queries are scaled before they are rotated."""
+        """Self-attention of one block: (T, D) -> (T, D).
+
+        The reference scales queries before it rotates them; a rotation is linear, so scaling scores is the same.
+        """
         c = self.config
         query, key, value = F.linear(h, *layer.qkv).view(-1, 3, c.num_heads, c.head_dim).unbind(1)
-        query = _rotate(query * c.head_dim**-0.5, cos, sin)
-        key = _rotate(key, cos, sin)
-        attended = self.attention(query, key, value, pack, None)
+        query, key = _rotate(query, cos, sin), _rotate(key, cos, sin)
+        attended = self.attention(query, key, value, pack, None, c.head_dim**-0.5)
         return F.linear(attended.reshape(-1, c.dim), *layer.out)
 
-    def _rotary(self, pack: Pack) -> tuple[Tensor, Tensor]:
-        """Cosine and sine of each token's rotation, each (T, 1, K)."""
-        angles = torch.outer(pack.positions.float(), self.inverse_frequencies).repeat(1, 2).unsqueeze(1)
-        return angles.cos().to(self.dtype), angles.sin().to(self.dtype)
+    def _rotary(self, longest: int) -> tuple[Tensor, Tensor]:
+        """Cosine and sine of every position's rotation, each (positions, K / 2); grown as sequences get longer."""
+        if self.rotary is None or len(self.rotary[0]) < longest:
+            num_positions = ROTARY_STEP * math.ceil(longest / ROTARY_STEP)
+            positions = torch.arange(num_positions, device=self.inverse_frequencies.device).float()
+            angles = torch.outer(positions, self.inverse_frequencies)
+            self.rotary = angles.cos().to(self.dtype), angles.sin().to(self.dtype)
+        return self.rotary
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding of (T, H, K), halves paired. Source: fair-esm esm/rotary_embedding.py."""
+    """Rotary embedding of (T, H, K) by angles of (T, 1, K / 2). Source: fair-esm esm/rotary_embedding.py."""
     left, right = x.chunk(2, dim=-1)
-    return x * cos + torch.cat([-right, left], dim=-1) * sin
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    new_left, new_right = out.chunk(2, dim=-1)
+    torch.mul(left, cos, out=new_left).addcmul_(right, sin, value=-1)
+    torch.mul(right, cos, out=new_right).addcmul_(left, sin)
+    return out

@@ -49,16 +49,16 @@ def by_hand(query: Tensor, key: Tensor, value: Tensor, pack: Pack, is_biased: bo
 @pytest.mark.parametrize("is_biased", [False, True])
 def test_attend_each_is_softmax_attention_inside_sequences(is_biased: bool) -> None:
     query, key, value = drawn(sum(LENGTHS))
-    found = attend_each(query, key, value, packed(), waves if is_biased else None)
+    found = attend_each(query, key, value, packed(), waves if is_biased else None, scale=1.0)
     # Measured: 2.1e-6 at most, of values up to 4
     torch.testing.assert_close(found.double(), by_hand(query, key, value, packed(), is_biased), rtol=0, atol=1e-5)
 
 
 def test_no_sequence_sees_another() -> None:
     query, key, value = drawn(sum(LENGTHS))
-    before = attend_each(query, key, value, packed(), None)
+    before = attend_each(query, key, value, packed(), None, scale=1.0)
     key[5:], value[5:] = 1e3, -1e3
-    after = attend_each(query, key, value, packed(), None)
+    after = attend_each(query, key, value, packed(), None, scale=1.0)
     assert torch.equal(before[:5], after[:5])
     assert not torch.equal(before[5:], after[5:])
 
@@ -72,11 +72,11 @@ def test_blocks_of_queries_give_what_one_block_gives(max_numbers: int, monkeypat
         asked.append((start, end, length))
         return waves(start, end, length)
 
-    whole = attend_each(query, key, value, packed(), watched)
+    whole = attend_each(query, key, value, packed(), watched, scale=1.0)
     assert asked == [(0, length, length) for length in LENGTHS]
     asked.clear()
     monkeypatch.setattr(attention, "MAX_BIAS_NUMBERS", max_numbers)
-    cut = attend_each(query, key, value, packed(), watched)
+    cut = attend_each(query, key, value, packed(), watched, scale=1.0)
     assert len(asked) > len(LENGTHS)
     assert all(end - start == 1 or 3 * (end - start) * length <= max_numbers for start, end, length in asked)
     # Measured: 1.4e-6 at most
@@ -112,7 +112,7 @@ def test_one_kernel_for_all_sequences_gives_what_one_after_another_gives(dtype: 
     query *= 64**-0.5
     backend, _ = choose_attention(batch.tokens.device, dtype, biased=False)
     assert backend is attend_varlen
-    found = attend_varlen(query, key, value, batch, None)
-    expected = attend_each(query.float(), key.float(), value.float(), batch, None)
+    found = attend_varlen(query, key, value, batch, None, scale=1.0)
+    expected = attend_each(query.float(), key.float(), value.float(), batch, None, scale=1.0)
     # Not measured on this project's machines yet: one unit in the last of bfloat16's 8 digits, for values up to 2
     torch.testing.assert_close(found.float(), expected, rtol=0, atol=2**-7)

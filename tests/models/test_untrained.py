@@ -70,10 +70,10 @@ def test_attention_scores_spread_as_they_are_meant_to(folders: Folders, model: M
     spreads: list[float] = []
 
     def watch(
-        query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, pack: Pack, bias: object
+        query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, pack: Pack, bias: object, scale: float
     ) -> torch.Tensor:
-        spreads.append(torch.einsum("qhk,lhk->hql", query, key).std().item())
-        return attention.attend_each(query, key, value, pack, None)
+        spreads.append(scale * torch.einsum("qhk,lhk->hql", query, key).std().item())
+        return attention.attend_each(query, key, value, pack, None, scale)
 
     engine.encoder.attention = watch  # type: ignore[attr-defined]
     embed(engine, [random_sequence(200)])
