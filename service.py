@@ -23,7 +23,7 @@ from models.runner import RunnerOptions, make_runner
 from serving import errors
 from serving.app import ExplainPlainErrors, create_app
 from serving.gateway import Gateway
-from serving.outputs import NPZ_MEDIA_TYPE, NpzWriter, describe
+from serving.outputs import NPZ_MEDIA_TYPE, NpzWriter, describe, writing
 from serving.pipeline import MemorySink, Options
 from serving.redis import EmbeddedRedis, RedisStartError
 from serving.runner_client import RunnerClient
@@ -31,6 +31,7 @@ from serving.runners import ServedModel
 from serving.sequences import Record, clean_all, default_id
 from serving.settings import SettingsError, load_settings_or_exit, pin_models
 from serving.telemetry import configure_logging
+from serving.threads import run_to_its_end
 
 os.environ.setdefault("BENTOML_DO_NOT_TRACK", "1")
 settings = load_settings_or_exit()
@@ -120,9 +121,10 @@ class _Gateway:
     ) -> Annotated[Path, ContentType(NPZ_MEDIA_TYPE)]:
         """Embeddings of every residue as a npz: `embedding_i` is (L, D) for the i-th sequence."""
         path = Path(context.temp_dir) / "embeddings.npz"
-        writer = NpzWriter(path)
-        manifest = await self._embed(sequences, model, Options(pooled=False, dtype=dtype), writer)
-        writer.finish([default_id(index) for index in range(len(sequences))], manifest)
+        ids = [default_id(index) for index in range(len(sequences))]
+        async with writing(path) as writer:
+            manifest = await self._embed(sequences, model, Options(pooled=False, dtype=dtype), writer)
+            await run_to_its_end(lambda: writer.finish(ids, manifest))
         return path
 
     async def _embed(

@@ -5,6 +5,7 @@ Needs torch, numpy, safetensors and transformers' tokenizers alone, so that it c
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,8 @@ from models.pooling import mean_pool
 from models.t5 import T5
 from models.tokens import UnknownResidue, residue_table
 
+logger = logging.getLogger(__name__)
+
 Precision = Literal["auto", "fp32", "bf16"]
 OutputDtype = Literal["float16", "float32"]
 
@@ -34,6 +37,10 @@ _TORCH_DTYPES: Mapping[str, torch.dtype] = {
     "float16": torch.float16,
     "float32": torch.float32,
 }
+
+
+class DeviceLost(Exception):
+    """The device answers nothing any more; only a new process has a chance."""
 
 
 class EmbeddingError(Exception):
@@ -85,14 +92,27 @@ class Engine:
         """One result an item, in order: (D,) if pooled, else (L, D), of the item's dtype, or why not.
 
         An error that is not of one item alone (a kernel's, say) is looked for by halving the batch.
+
+        Raises:
+            DeviceLost: after an error, the device does not even add two numbers.
         """
         try:
             return self._embed(items)
         except Exception as error:
+            self._probe()
             if len(items) == 1:
-                return [EmbeddingError(f"{type(error).__name__}: {error}")]
+                logger.exception("%s failed on a sequence of %d", self.model.name, len(items[0].sequence))
+                reason = f"the model failed on this sequence ({type(error).__name__})"
+                return [EmbeddingError(f"{reason}; the server's log has the details")]
+            logger.warning("%s failed on %d sequences: %s", self.model.name, len(items), error)
         half = len(items) // 2
         return self.embed(items[:half]) + self.embed(items[half:])
+
+    def _probe(self) -> None:
+        try:
+            torch.ones(1, device=self.device).add_(1).item()
+        except Exception as error:
+            raise DeviceLost(f"{self.device} is lost: {error}") from error
 
     @torch.inference_mode()
     def _embed(self, items: Sequence[Item]) -> list[np.ndarray | EmbeddingError]:
@@ -116,22 +136,31 @@ class Engine:
         residues = self.encoder.encode(batch)[residue_rows(batch, self.model.num_specials)]
         lengths = [length - sum(self.model.num_specials) for length in batch.lengths]
         pooled = mean_pool(residues, torch.tensor(lengths, device=self.device))
-        ends = np.cumsum(lengths).tolist()
-        return [
-            _hand_back(item, pooled[i], residues[ends[i] - lengths[i] : ends[i]]) for i, item in enumerate(items)
-        ]
+        return _hand_back(items, pooled, residues, lengths)
 
 
-def _hand_back(item: Item, pooled: Tensor, residues: Tensor) -> np.ndarray | EmbeddingError:
-    """An item's result in host memory. A mean is finite only if every residue is, so it is what is checked."""
-    wanted = pooled if item.pooled else residues
-    cast = wanted.to(_TORCH_DTYPES[item.dtype])
-    if not torch.isfinite(pooled).all():
-        return EmbeddingError("the model's output is not finite for this sequence")
-    if not torch.isfinite(cast).all():
-        return EmbeddingError("the output does not fit float16; ask for float32")
-    array: np.ndarray = cast.cpu().numpy()
-    return array
+def _hand_back(
+    items: Sequence[Item], pooled: Tensor, residues: Tensor, lengths: Sequence[int]
+) -> list[np.ndarray | EmbeddingError]:
+    """Results in host memory: one copy for each kind that the batch's items ask for, not one a sequence."""
+    copies: dict[tuple[bool, OutputDtype], np.ndarray] = {}
+    for is_pooled, dtype in {(item.pooled, item.dtype) for item in items}:
+        wanted = pooled if is_pooled else residues
+        copies[is_pooled, dtype] = wanted.to(_TORCH_DTYPES[dtype]).cpu().numpy()
+    is_finite = torch.isfinite(pooled).all(1).tolist()  # a mean is finite only if every residue is
+    results: list[np.ndarray | EmbeddingError] = []
+    start = 0
+    for index, (item, length) in enumerate(zip(items, lengths, strict=True)):
+        copy = copies[item.pooled, item.dtype]
+        result = copy[index] if item.pooled else copy[start : start + length]
+        start += length
+        if not is_finite[index]:
+            results.append(EmbeddingError("the model's output is not finite for this sequence"))
+        elif not np.isfinite(result).all():
+            results.append(EmbeddingError("the output does not fit float16; ask for float32"))
+        else:
+            results.append(result)
+    return results
 
 
 def choose_precision(device: torch.device, wanted: Precision) -> tuple[str, str]:

@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 def cost(length: int, dim: int) -> int:
     """Cost of one sequence, in tokens' worth of arithmetic.
 
-    A token costs 24 * dim^2 operations a layer in the linear layers (four products of dim x dim for
+    In ESM-2 a token costs 24 * dim^2 operations a layer in the linear layers (four products of dim x dim for
     attention, two of dim x 4 dim behind it) and 4 * dim * length in attention, so the squared term weighs
-    length / (6 dim) against the linear one.
+    length / (6 dim) against the linear one. ProtT5's layers are wider, so its long sequences are overrated.
     """
     return length + length * length // (6 * dim)
 

@@ -6,9 +6,13 @@ sequence that failed.
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import logging
 import os
+import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -51,10 +55,10 @@ def make_runner(model: Model, tag: bentoml.Tag, options: RunnerOptions) -> bento
 
         def __init__(self) -> None:
             started = time.perf_counter()
-            self.engines = load_engines(Path(self.checkpoint.path), model, options.precision)
+            self.engines = load_engines(Path(self.checkpoint.path), model, options)
             self.load_s = time.perf_counter() - started
             self.batcher: Batcher[Item, np.ndarray] = Batcher(
-                [engine.embed for engine in self.engines],
+                [functools.partial(embed_or_exit, engine) for engine in self.engines],
                 cost=self.engines[0].cost,
                 budget=options.batch_tokens,
                 lingers=lambda item: item.pooled,  # a pooled result is a few kilobytes
@@ -73,7 +77,8 @@ def make_runner(model: Model, tag: bentoml.Tag, options: RunnerOptions) -> bento
             from models.engine import Item
 
             items = [Item(sequence, pooled, dtype) for sequence in sequences]
-            return encode_reply(await self.batcher.run(items), model.dim, dtype)
+            results = await self.batcher.run(items)
+            return encode_reply(results, model.dim, dtype, self.engines[0].precision)
 
         @bentoml.api
         async def status(self) -> dict[str, Any]:
@@ -108,15 +113,24 @@ def verify_stored(model: Model, tag: bentoml.Tag) -> None:
         raise SystemExit(f"{tag}: {error}") from None
 
 
-def load_engines(folder: Path, model: Model, precision: Precision) -> list[Engine]:
-    """One replica for each GPU that this process sees, or one on the CPU with all cores it may use."""
+def load_engines(folder: Path, model: Model, options: RunnerOptions) -> list[Engine]:
+    """One replica for each GPU that this process sees, or one on the CPU with all cores it may use.
+
+    Raises:
+        RuntimeError: GPUs were reserved, and others are seen: never a silent fall back to the CPU.
+    """
     import torch
 
     from models.engine import Engine
 
-    devices = [f"cuda:{i}" for i in range(torch.cuda.device_count())] or ["cpu"]
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
-    engines = [Engine(folder, model, device, precision) for device in devices]
+    num_gpus = torch.cuda.device_count()
+    if options.num_gpus and num_gpus != options.num_gpus:
+        raise RuntimeError(f"RUNNER_GPUS reserves {options.num_gpus} GPUs, {model.name} sees {num_gpus}")
+    keep_freed_memory()
+    if hasattr(os, "sched_getaffinity"):
+        torch.set_num_threads(len(os.sched_getaffinity(0)))
+    devices = [f"cuda:{i}" for i in range(num_gpus)] or ["cpu"]
+    engines = [Engine(folder, model, device, options.precision) for device in devices]
     for engine in engines:
         logger.info(
             "%s on %s: %s (%s); %s",
@@ -124,3 +138,30 @@ def load_engines(folder: Path, model: Model, precision: Precision) -> list[Engin
             *(engine.precision_reason, engine.attention_reason),
         )
     return engines
+
+
+def embed_or_exit(engine: Engine, items: Sequence[Item]) -> Sequence[np.ndarray | Exception]:
+    """The engine's answer. A lost device ends the process, which BentoML then starts anew."""
+    from models.engine import DeviceLost
+
+    try:
+        return engine.embed(items)
+    except DeviceLost:
+        logger.critical("%s has lost its device; the runner ends", engine.model.name, exc_info=True)
+        os._exit(1)
+
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
+LARGEST_ACTIVATION = 1 << 30
+
+
+def keep_freed_memory() -> None:
+    """Asks glibc to reuse freed activations instead of giving their pages back and faulting them in again.
+
+    What it is worth: docs/decisions/0010-freed-memory-is-kept.md.
+    """
+    if sys.platform == "linux":
+        libc = ctypes.CDLL(None)
+        if hasattr(libc, "mallopt"):  # not in every libc
+            libc.mallopt(M_MMAP_THRESHOLD, LARGEST_ACTIVATION)
+            libc.mallopt(M_TRIM_THRESHOLD, LARGEST_ACTIVATION)

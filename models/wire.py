@@ -25,19 +25,22 @@ class Reply:
     lengths: rows of each sequence in `embeddings`; 1 if pooled, 0 if it failed.
     embeddings: (sum of lengths, D).
     errors: index of each sequence that failed, and why.
+    precision: of the arithmetic that made them.
     """
 
     lengths: Sequence[int]
     embeddings: np.ndarray
     errors: dict[int, str]
+    precision: str
 
 
-def encode_reply(results: Sequence[np.ndarray | Exception], dim: int, dtype: str) -> bytes:
+def encode_reply(results: Sequence[np.ndarray | Exception], dim: int, dtype: str, precision: str) -> bytes:
     """One result a sequence, (D,) or (L, D) of `dtype`, or why there is none."""
     header: dict[str, Any] = {
         "lengths": [r.size // dim if isinstance(r, np.ndarray) else 0 for r in results],
         "dim": dim,
         "dtype": dtype,
+        "precision": precision,
         "errors": {i: str(r) for i, r in enumerate(results) if isinstance(r, Exception)},
     }
     text = json.dumps(header).encode()
@@ -55,4 +58,5 @@ def decode_reply(data: bytes) -> Reply:
     start = _HEADER_SIZE.size + size
     header = json.loads(data[_HEADER_SIZE.size : start])
     rows = np.frombuffer(data, np.dtype(header["dtype"]), offset=start).reshape(-1, header["dim"])
-    return Reply(header["lengths"], rows, {int(i): reason for i, reason in header["errors"].items()})
+    errors = {int(index): reason for index, reason in header["errors"].items()}
+    return Reply(header["lengths"], rows, errors, header["precision"])

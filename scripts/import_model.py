@@ -183,9 +183,14 @@ def store(folder: Path, model: Model, origin: Origin) -> bentoml.Tag:
     digest = _digest(folder)
     tag = bentoml.Tag(model.store_name, digest[:VERSION_DIGITS])
     try:
-        return bentoml.models.get(tag).tag
+        stored = bentoml.models.get(tag)
     except NotFound:
         pass
+    else:
+        if stored.info.metadata["trained"] is not origin.is_trained:
+            word = "trained" if stored.info.metadata["trained"] else "untrained"
+            raise CheckpointError(f"{tag} is in the store as {word}; delete it there first")
+        return stored.tag
     metadata: dict[str, Any] = {
         "name": model.name,
         "source": origin.source,
@@ -200,9 +205,9 @@ def store(folder: Path, model: Model, origin: Origin) -> bentoml.Tag:
     with bentoml.models.create(tag, context=context, labels=labels, metadata=metadata) as entry:
         for path in folder.iterdir():
             shutil.move(path, entry.path)
-    stored = Path(bentoml.models.get(tag).path)
-    stored.chmod(0o755)  # made by mkdtemp, for its owner alone; a container runs as anybody
-    for path in stored.iterdir():
+    kept = Path(bentoml.models.get(tag).path)
+    kept.chmod(0o755)  # made by mkdtemp, for its owner alone; a container runs as anybody
+    for path in kept.iterdir():
         path.chmod(0o644)
     return tag
 

@@ -17,11 +17,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from models.catalogue import UnknownModel
 from serving.errors import ServiceError, body_of, status_of
 from serving.routes import cache, embeddings, models, operations
-from serving.settings import VERSION
+from serving.settings import TITLE, VERSION
 
 logger = logging.getLogger(__name__)
-
-TITLE = "Protein Embedding Service"
 
 
 def create_app() -> FastAPI:
@@ -59,7 +57,7 @@ class ExplainPlainErrors:
 
         async def explain(message: Message) -> None:
             nonlocal replaced
-            if message["type"] == "http.response.start" and message["status"] in (404, 405):
+            if message["type"] == "http.response.start" and message["status"] >= 400:
                 media_type = Headers(raw=message["headers"]).get("content-type", "")
                 replaced = media_type.startswith("text/plain")
                 if replaced:

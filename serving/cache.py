@@ -25,28 +25,27 @@ _HEADER = struct.Struct("<2sBBBB")
 _MAGIC = b"PE"
 _DTYPES = (np.dtype(np.float16), np.dtype(np.float32))
 
-RETRY_AFTER_S = 1.0  # how long Redis is left alone after it failed
+RETRY_AFTER_S = (1.0, 30.0)  # how long Redis is left alone after it failed: at first, and at most
 SCAN_COUNT = 1000
-EXACT_COUNT_LIMIT = 100_000  # keys, up to which they are counted one by one
+EXACT_COUNT_LIMIT = 10_000  # keys, up to which they are counted one by one
 
 
 @dataclass(frozen=True)
 class KeyParts:
-    """Everything but the sequence that changes an embedding. `layer` is always the last one for now."""
+    """Everything but the sequence that changes an embedding; the layer is the last one."""
 
     model: str
     version: str
     precision: str
     dtype: str
     pooled: bool
-    layer: str = "last"
 
 
 def cache_key(parts: KeyParts, sequence: str) -> str:
     """The one place where a key is made. It begins with the model's name, so that patterns can name models."""
     digest = hashlib.blake2b(sequence.encode(), digest_size=20).hexdigest()
     pooling = "mean" if parts.pooled else "residues"
-    settings = f"{parts.precision}_{parts.dtype}_{parts.layer}_{pooling}"
+    settings = f"{parts.precision}_{parts.dtype}_last_{pooling}"
     return f"{CACHE_PREFIX}{parts.model}_{parts.version}_{settings}_f{FORMAT_VERSION}_{digest}"
 
 
@@ -87,6 +86,7 @@ class Cache:
         self._ttl_s = int(ttl_s)
         self._level = level
         self._away_until = 0.0
+        self._retry_after_s = RETRY_AFTER_S[0]
 
     async def get_many(self, keys: Sequence[str]) -> list[np.ndarray | None]:
         """One MGET; None for each key that is not there."""
@@ -94,6 +94,7 @@ class Cache:
         if keys and not self._is_away():
             try:
                 values = await self.client.mget(keys)
+                self._retry_after_s = RETRY_AFTER_S[0]
             except REDIS_ERRORS as error:
                 self._note(error)
         if values is None:
@@ -169,5 +170,6 @@ class Cache:
 
     def _note(self, error: Exception) -> None:
         self.num_errors += 1
-        self._away_until = time.monotonic() + RETRY_AFTER_S
+        self._away_until = time.monotonic() + self._retry_after_s
+        self._retry_after_s = min(2 * self._retry_after_s, RETRY_AFTER_S[1])
         logger.warning("Redis failed (%s: %s); going on without the cache", type(error).__name__, error)

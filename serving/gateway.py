@@ -40,7 +40,12 @@ class Gateway:
     def build(cls, settings: Settings, served: Mapping[str, ServedModel]) -> Gateway:
         client = redis_server.connect(settings)
         cache = Cache(client, settings.redis_ttl_days * 86_400, settings.redis_compression_level)
-        outputs = OutputStore(settings.data_dir / "outputs", client, settings.download_ttl_minutes * 60)
+        outputs = OutputStore(
+            settings.data_dir / "outputs",
+            client,
+            ttl_s=settings.download_ttl_minutes * 60,
+            writing_s=settings.request_timeout_s + 60,
+        )
         return cls(settings, served, client, cache, outputs, Pipeline(cache, settings.request_timeout_s))
 
     @property
@@ -82,8 +87,9 @@ class Gateway:
             try:
                 deleted = await asyncio.to_thread(self.outputs.sweep)
                 logger.debug("deleted %d expired outputs", deleted)
-            except OSError:
-                logger.exception("the outputs cannot be swept")
+                await self.outputs.forget()
+            except redis_server.REDIS_ERRORS as error:
+                logger.warning("the outputs cannot be swept: %s", error)
             await asyncio.sleep(SWEEP_EVERY_S)
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import re
 import secrets
 import time
 import zipfile
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +18,13 @@ import redis.asyncio
 
 from serving.errors import ExpiredOutput, StoreUnavailable, UnknownOutput
 from serving.pipeline import Options, Report
-from serving.redis import OUTPUT_PREFIX, REDIS_ERRORS
+from serving.redis import OUTPUT_PREFIX, OUTPUTS_KEY, REDIS_ERRORS
 from serving.runners import ServedModel
 from serving.sequences import Protein
 
 NPZ_MEDIA_TYPE = "application/x-npz"
 DEFLATE_LEVEL = 1  # embeddings hardly deflate: higher levels take longer and gain nothing
 REMEMBERED_S = 86_400  # how long an expired id is told from one that never was
-ABANDONED_S = 3600  # a file still being written is touched more often than this
 _REQUEST_ID = re.compile(r"\d{10}_[0-9a-f]{32}")
 
 
@@ -52,12 +53,34 @@ class NpzWriter:
 
     def abandon(self) -> None:
         """Closes and deletes an unfinished file."""
-        self._zip.close()
-        self.path.unlink(missing_ok=True)
+        try:
+            self._zip.close()
+        except (OSError, ValueError):  # a full disk takes no directory either
+            pass
+        finally:
+            self.path.unlink(missing_ok=True)
 
     def _write(self, name: str, array: np.ndarray) -> None:
         with self._zip.open(f"{name}.npy", "w", force_zip64=True) as member:
             np.lib.format.write_array(member, array, allow_pickle=False)
+
+
+@contextlib.asynccontextmanager
+async def writing(path: Path) -> AsyncIterator[NpzWriter]:
+    """A writer, to be finished inside; where that does not come about, the file is deleted.
+
+    Raises:
+        StoreUnavailable: the file cannot be written (the disk is full, say).
+    """
+    try:
+        writer = await asyncio.to_thread(NpzWriter, path)
+        try:
+            yield writer
+        except BaseException:
+            writer.abandon()
+            raise
+    except OSError as error:
+        raise StoreUnavailable(f"the outputs cannot be written ({error.strerror})") from error
 
 
 def describe(served: ServedModel, proteins: Sequence[Protein], options: Options, report: Report) -> dict[str, Any]:
@@ -85,12 +108,14 @@ class OutputStore:
         folder: of the files; made if missing.
         client: of Redis.
         ttl_s: seconds that a download is kept.
+        writing_s: seconds after which a file that is not finished will never be.
     """
 
-    def __init__(self, folder: Path, client: redis.asyncio.Redis, ttl_s: float) -> None:
+    def __init__(self, folder: Path, client: redis.asyncio.Redis, ttl_s: float, writing_s: float) -> None:
         self.folder = folder
         self._client = client
         self._ttl_s = ttl_s
+        self._writing_s = writing_s
         folder.mkdir(parents=True, exist_ok=True)
 
     def new(self) -> tuple[str, Path]:
@@ -110,13 +135,15 @@ class OutputStore:
         key = OUTPUT_PREFIX + request_id
         pipeline = self._client.pipeline(transaction=True)
         pipeline.hset(key, items=["model", model, "expires_at", time.time() + self._ttl_s])
-        pipeline.expire(key, int(self._ttl_s + REMEMBERED_S))
+        # No expiry: where Redis is short of memory, it evicts what has one. `forget` deletes the record
+        pipeline.zadd(OUTPUTS_KEY, {request_id: time.time() + self._ttl_s + REMEMBERED_S})
         try:
+            part.rename(self._path(request_id))
             await pipeline.execute()
-        except REDIS_ERRORS as error:
+        except REDIS_ERRORS as error:  # OSError of the file among them
             part.unlink(missing_ok=True)
+            self._path(request_id).unlink(missing_ok=True)
             raise StoreUnavailable("Redis does not answer, so no download can be kept") from error
-        part.rename(self._path(request_id))
         return f"/embeddings/download/{model}/numpy/{request_id}"
 
     async def find(self, request_id: str, model: str) -> Path:
@@ -140,11 +167,20 @@ class OutputStore:
             raise ExpiredOutput(f"downloads are kept for {self._ttl_s / 60:g} minutes; ask for it again")
         return path
 
+    async def forget(self) -> None:
+        """Deletes the records of downloads that expired long ago."""
+        ids: list[Any] = await self._client.zrangebyscore(OUTPUTS_KEY, 0, time.time())
+        if ids:
+            pipeline = self._client.pipeline(transaction=True)
+            pipeline.delete(*(OUTPUT_PREFIX + id.decode() for id in ids))
+            pipeline.zrem(OUTPUTS_KEY, *ids)
+            await pipeline.execute()
+
     def sweep(self) -> int:
         """Deletes the files whose time is over, and those that were never finished; how many."""
         now, deleted = time.time(), 0
         for path in self.folder.iterdir():
-            keep_s = ABANDONED_S if path.suffix == ".part" else self._ttl_s
+            keep_s = self._writing_s if path.suffix == ".part" else self._ttl_s
             try:
                 if now - path.stat().st_mtime > keep_s:
                     path.unlink()

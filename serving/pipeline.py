@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -15,6 +15,7 @@ from serving.cache import Cache, KeyParts, cache_key
 from serving.errors import DeadlineExceeded, InferenceFailed
 from serving.runners import ServedModel
 from serving.sequences import Protein
+from serving.threads import run_to_its_end
 
 WINDOW_TOKENS = 16_384  # cost of what is sent to a runner in one call
 WINDOW_BYTES = 32_000_000  # of embeddings that a window brings back, that a look-up fetches, that a write sends
@@ -121,6 +122,7 @@ class _Request:
         self._sink_is_free = asyncio.Lock()
         self._unwritten: dict[str, np.ndarray] = {}
         self._uncounted = (0, 0)
+        self._has_right_keys = True
 
     async def look_up(self) -> list[int]:
         """Hands out what the cache holds. Returns the places of the sequences that it does not."""
@@ -157,7 +159,8 @@ class _Request:
                 for _ in range(WINDOWS_IN_FLIGHT):
                     group.create_task(feed())
         except BaseExceptionGroup as group_error:
-            raise group_error.exceptions[0] from None
+            error = group_error.exceptions[0]
+            raise error from error.__cause__
         finally:
             self.report.inference_ms = clock.total_ms
 
@@ -165,7 +168,8 @@ class _Request:
         """Writes what was computed, and the counts of hits and misses, to the cache."""
         unwritten, self._unwritten = self._unwritten, {}
         (hits, misses), self._uncounted = self._uncounted, (0, 0)
-        await self.cache.put_many(unwritten, hits, misses)
+        # A sibling window's failure cancels this one; what is computed is to be kept all the same
+        await asyncio.shield(self.cache.put_many(unwritten, hits, misses))
 
     async def _run(self, places: Sequence[int], clock: _Stopwatch) -> None:
         with clock:
@@ -183,10 +187,15 @@ class _Request:
             embedding = reply.embeddings[start : start + rows].reshape(self._shape(place))
             computed.append((place, embedding))
             start += rows
-        await self._hand_out(computed)
+        if reply.precision != self.report.precision:
+            # The runner was started anew on other hardware: its answers are right, the keys are not
+            self.report.precision = reply.precision
+            self.served.forget()
+            self._has_right_keys = False
         for place, embedding in computed:
-            if embedding.nbytes <= MAX_CACHED_BYTES:
+            if self._has_right_keys and embedding.nbytes <= MAX_CACHED_BYTES:
                 self._unwritten[self.keys[place]] = embedding
+        await self._hand_out(computed)
         if sum(embedding.nbytes for embedding in self._unwritten.values()) >= WINDOW_BYTES:
             await self.flush()
 
@@ -200,7 +209,7 @@ class _Request:
 
         if embeddings:
             async with self._sink_is_free:
-                await _run_to_its_end(add)
+                await run_to_its_end(add)
 
     def _windows(self, misses: Sequence[int]) -> Iterator[list[int]]:
         dim = self.served.model.dim
@@ -221,16 +230,6 @@ class _Request:
     def _shape(self, place: int) -> tuple[int, ...]:
         dim = self.served.model.dim
         return (dim,) if self.options.pooled else (len(self.sequences[place]), dim)
-
-
-async def _run_to_its_end(work: Callable[[], None]) -> None:
-    """In a thread. Who is cancelled meanwhile goes only when it is over: a file must not be closed under it."""
-    thread = asyncio.ensure_future(asyncio.to_thread(work))
-    try:
-        await asyncio.shield(thread)
-    except asyncio.CancelledError:
-        await thread
-        raise
 
 
 class _Stopwatch:

@@ -31,9 +31,10 @@ logger = logging.getLogger(__name__)
 CACHE_PREFIX = "pes:cache:"  # + what cache_key makes: one embedding
 STATS_KEY = "pes:stats"  # hash: hits, misses of all gateway workers
 OUTPUT_PREFIX = "pes:output:"  # + request id: hash of what is known of a stored download
+OUTPUTS_KEY = "pes:outputs"  # sorted set of request ids by the time when their records are deleted
 
 CONNECT_TIMEOUT_S = 1.0
-ANSWER_TIMEOUT_S = 5.0  # for each read of a reply, not for the whole of a large one
+ANSWER_TIMEOUT_S = 2.0  # for each read of a reply, not for the whole of a large one
 START_TIMEOUT_S = 60.0  # loading a large append-only file takes a while
 MAX_SOCKET_PATH = 100  # sockaddr_un holds 108 bytes on Linux, 104 on macOS
 
@@ -47,12 +48,20 @@ class RedisStartError(Exception):
 
 def connect(settings: Settings) -> redis.asyncio.Redis:
     """A client of this deployment's Redis; nothing is sent until it is used."""
-    url = settings.redis_url or f"unix://{EmbeddedRedis.socket_path(settings.data_dir)}"
+    # Once more where a connection was lost, as the server may have closed an idle one; not where it is slow
+    retry = AsyncRetry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,))
+    if settings.redis_url is None:
+        return redis.asyncio.Redis(
+            unix_socket_path=str(EmbeddedRedis.socket_path(settings.data_dir)),
+            socket_connect_timeout=CONNECT_TIMEOUT_S,
+            socket_timeout=ANSWER_TIMEOUT_S,
+            retry=retry,
+        )
     return redis.asyncio.Redis.from_url(
-        url,
+        settings.redis_url,
         socket_connect_timeout=CONNECT_TIMEOUT_S,
         socket_timeout=ANSWER_TIMEOUT_S,
-        retry=AsyncRetry(NoBackoff(), 1),  # once more: an idle connection may have been closed by the server
+        retry=retry,
     )
 
 
@@ -92,9 +101,13 @@ class EmbeddedRedis:
                 raise RedisStartError(f"{folder} belongs to another user")
         self._hold_folder()
         self._end_orphan()
-        threading.Thread(target=self._supervise, args=(executable,), daemon=True, name="redis").start()
+        try:
+            self._spawn(executable)
+        except OSError as error:
+            raise RedisStartError(f"{executable} cannot be run: {error.strerror}") from None
         atexit.register(self.stop)
         self._wait_until_ready()
+        threading.Thread(target=self._supervise, args=(executable,), daemon=True, name="redis").start()
 
     def stop(self) -> None:
         """Ends the server; what it holds is on disk."""
@@ -133,18 +146,25 @@ class EmbeddedRedis:
             pass
         self.socket.unlink(missing_ok=True)
 
+    def _spawn(self, executable: str) -> subprocess.Popen[bytes]:
+        self._process = subprocess.Popen(
+            [executable, *self._arguments()],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            start_new_session=True,  # Ctrl-C is for the service, which may still need Redis to finish
+            preexec_fn=_die_with_parent,
+        )
+        return self._process
+
     def _supervise(self, executable: str) -> None:
-        while not self._stopping.is_set():
-            self._process = subprocess.Popen(
-                [executable, *self._arguments()],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                start_new_session=True,  # Ctrl-C is for the service, which may still need Redis to finish
-                preexec_fn=_die_with_parent,
-            )
-            code = self._process.wait()
-            if not self._stopping.wait(0.5):
-                logger.warning("the embedded redis-server ended with code %s; starting it again", code)
+        process = self._process
+        assert process is not None
+        while True:
+            code = process.wait()
+            if self._stopping.wait(0.5):
+                return
+            logger.warning("the embedded redis-server ended with code %s; starting it again", code)
+            process = self._spawn(executable)
 
     def _arguments(self) -> list[str]:
         options = {
@@ -164,7 +184,8 @@ class EmbeddedRedis:
     def _wait_until_ready(self) -> None:
         client = self._client()
         deadline = time.monotonic() + START_TIMEOUT_S
-        while time.monotonic() < deadline:
+        assert self._process is not None
+        while time.monotonic() < deadline and self._process.poll() is None:
             try:
                 client.ping()
                 client.close()

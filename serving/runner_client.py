@@ -35,7 +35,7 @@ class RunnerClient:
         self._name = name
         self._url = urlsplit(url)
         self._timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=CONNECT_TIMEOUT_S)
-        self._session: aiohttp.ClientSession | None = None
+        self._sessions: dict[str, aiohttp.ClientSession] = {}
 
     async def embed(self, sequences: list[str], pooled: bool, dtype: str) -> Reply:
         """Embeddings of cleaned sequences.
@@ -53,13 +53,15 @@ class RunnerClient:
         return found
 
     async def close(self) -> None:
-        if self._session is not None:
-            await self._session.close()
+        for session in self._sessions.values():
+            await session.close()
 
     async def _call(self, method: str, **arguments: Any) -> bytes:
         for is_last in (False, True):
             try:
-                async with self._open().post(f"/{method}", json=arguments, headers=self._headers()) as response:
+                async with self._open(method).post(
+                    f"/{method}", json=arguments, headers=self._headers()
+                ) as response:
                     if response.status == 200:
                         return await response.read()
                     raise self._explain(response.status)
@@ -67,6 +69,8 @@ class RunnerClient:
                 # An idle connection that was dropped just as it was taken up again, or a runner that died
                 if is_last:
                     raise RunnerUnavailable(f"{self._name} went away") from error
+            except aiohttp.ConnectionTimeoutError as error:
+                raise RunnerUnavailable(f"{self._name} does not answer") from error
             except TimeoutError as error:
                 raise DeadlineExceeded(f"{self._name} took over {self._timeout.total:g} seconds") from error
             except aiohttp.ClientError as error:
@@ -85,8 +89,9 @@ class RunnerClient:
         propagate.inject(headers)
         return headers
 
-    def _open(self) -> aiohttp.ClientSession:
-        if self._session is None:
+    def _open(self, method: str) -> aiohttp.ClientSession:
+        """One session a method: whether a runner is well is asked even while all connections embed."""
+        if method not in self._sessions:
             if self._url.scheme == "file":
                 connector: aiohttp.BaseConnector = aiohttp.UnixConnector(
                     unquote(self._url.path), limit=MAX_CONNECTIONS, keepalive_timeout=KEEP_ALIVE_S
@@ -95,5 +100,5 @@ class RunnerClient:
             else:
                 connector = aiohttp.TCPConnector(limit=MAX_CONNECTIONS, keepalive_timeout=KEEP_ALIVE_S)
                 base = self._url.geturl()
-            self._session = aiohttp.ClientSession(base, connector=connector, timeout=self._timeout)
-        return self._session
+            self._sessions[method] = aiohttp.ClientSession(base, connector=connector, timeout=self._timeout)
+        return self._sessions[method]

@@ -62,6 +62,10 @@ class ServedModel:
         except (TimeoutError, DeadlineExceeded, InferenceFailed) as error:
             raise RunnerUnavailable(f"{self.model.runner} does not answer") from error
 
+    def forget(self) -> None:
+        """Has the description asked anew."""
+        self._description = None
+
     async def describe(self) -> dict[str, Any]:
         """What does not change while a runner lives (precision, devices); asked once.
 

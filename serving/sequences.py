@@ -10,6 +10,7 @@ from functools import cache
 from models.catalogue import Model
 from serving.errors import InvalidRequest, InvalidSequences, MalformedBody, Problem, TooManySequences
 
+MAX_ID_LENGTH = 256  # an array of ids is as wide as its longest
 _WHITE_SPACE = re.compile(r"\s+")
 _HINTS = {
     "J": "leucine or isoleucine, in no model's vocabulary; write L, I or X",
@@ -97,17 +98,19 @@ def clean(index: int, record: Record, model: Model, limits: Limits) -> Protein |
 
     Positions are those of the letters as they came, white space not counted.
     """
+    if len(record.id) > MAX_ID_LENGTH or not (record.id + "x").isprintable():
+        return Problem(index, f"the id is not {MAX_ID_LENGTH} printable characters at most", record.id[:40])
     raw = _WHITE_SPACE.sub("", record.sequence).removesuffix("*")
     if not raw:
         return Problem(index, "the sequence is empty", record.id)
-    if foreign := _foreign_letters(model).search(raw):
-        letter, position = foreign.group(), foreign.start() + 1
-        reason = f"{letter!r} at position {position} is {_HINTS.get(letter.upper(), 'not a residue')}"
-        return Problem(index, reason, record.id, position, letter)
     if len(raw) < limits.min_length:
         return Problem(index, f"{len(raw)} residues; the least is {limits.min_length}", record.id)
     if len(raw) > limits.max_length:
         return Problem(index, f"{len(raw)} residues; the most is {limits.max_length}", record.id)
+    if foreign := _foreign_letters(model).search(raw):
+        letter, position = foreign.group(), foreign.start() + 1
+        reason = f"{letter!r} at position {position} is {_HINTS.get(letter.upper(), 'not a residue')}"
+        return Problem(index, reason, record.id, position, letter)
     sequence = raw.upper()
     found = _replaced_letters(model).finditer(sequence) if model.replaced_residues else ()
     return Protein(record.id, sequence, tuple((match.start() + 1, match.group()) for match in found))

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
+import redis.asyncio
 import yaml
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from models.catalogue import CATALOGUE, MINI, UnknownModel, find
 
+TITLE = "Protein Embedding Service"
+_ENTRY = re.compile(r"\w+(:[\w.-]+)?")
 VERSION = "1.0.0"  # of the service; pyproject.toml says the same
 
 
@@ -67,7 +71,7 @@ class Settings(BaseSettings):
         None,
         description="redis://, rediss:// or unix:// address; unset: the service starts a Redis of its own",
     )
-    redis_ttl_days: float = Field(30, gt=0, le=3650, description="days that a cached embedding is kept")
+    redis_ttl_days: float = Field(30, ge=0.001, le=3650, description="days that a cached embedding is kept")
     redis_compression_level: int = Field(6, ge=0, le=9, description="zlib level of cached embeddings; 0: none")
     redis_max_memory_mb: int = Field(
         2048, ge=16, description="megabytes of the service's own Redis at most; the least used keys go first"
@@ -85,6 +89,9 @@ class Settings(BaseSettings):
     def _known_models(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if not value:
             raise ValueError("names no model")
+        for entry in value:
+            if not _ENTRY.fullmatch(entry):
+                raise ValueError(f"{entry!r} is not of the form name or name:version")
         names = [entry.partition(":")[0] for entry in value]
         for name in names:
             try:
@@ -101,6 +108,11 @@ class Settings(BaseSettings):
     def _known_scheme(cls, value: str | None) -> str | None:
         if value is not None and urlsplit(value).scheme not in ("redis", "rediss", "unix"):
             raise ValueError("must start with redis://, rediss:// or unix://")
+        if value is not None:
+            try:
+                redis.asyncio.ConnectionPool.from_url(value)
+            except (ValueError, TypeError):  # whose text may show the password
+                raise ValueError("is no address of a Redis") from None
         return value
 
     @field_validator("max_sequence_length")
@@ -121,10 +133,13 @@ class Settings(BaseSettings):
         """The address of Redis without its password."""
         if self.redis_url is None:
             return "embedded"
-        parts = urlsplit(self.redis_url)
-        if parts.password is None and parts.username is None:
-            return self.redis_url
-        return urlunsplit(parts._replace(netloc="***@" + parts.netloc.rpartition("@")[2]))
+        address, _, query = self.redis_url.partition("?")
+        scheme, _, rest = address.partition("://")
+        netloc, slash, path = rest.partition("/")
+        host = netloc.rpartition("@")[2]
+        user = "***@" if host != netloc else ""
+        masked_query = "?***" if query else ""  # a password may stand there too
+        return f"{scheme}://{user}{host}{slash}{path}{masked_query}"
 
     def make_folders(self) -> None:
         """Makes the data folder and tries to write there.

@@ -24,6 +24,7 @@ from models.engine import Engine, Item
 from models.planning import plan
 from scripts.benchmarks.peers import BATCH_SIZES, Contender, Extract, Transformers
 from scripts.benchmarks.workload import load
+from serving.settings import Settings
 
 PEAK_TOKENS = 4096
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -60,7 +61,7 @@ def run(options: argparse.Namespace) -> None:
     device = "cuda:0" if torch.cuda.is_available() else "cpu"
     sequences = load(options.fasta, options.num, options.max_length, options.seed)
     engine = Engine(folder, model, device, options.precision)
-    budget = options.batch_tokens or 8192
+    budget = options.batch_tokens or Settings.model_fields["batch_tokens"].default
     contenders: dict[str, Contender] = {"packed": lambda s: run_engine(engine, s, budget)}
     contenders |= choose_peers(options.compare, folder, model, device)
 
@@ -126,7 +127,7 @@ def _every_batch_size(peer: Transformers) -> dict[str, Contender]:
 
 
 def run_engine(engine: Engine, sequences: Sequence[str], budget: int) -> list[np.ndarray]:
-    """All sequences, longest first, in batches of the budget, as the runner would."""
+    """All sequences, longest first, in batches of the budget."""
     items = [Item(sequence, pooled=True, dtype="float32") for sequence in sequences]
     order = sorted(range(len(items)), key=lambda index: -len(sequences[index]))
     results: list[np.ndarray] = [np.empty(0)] * len(items)

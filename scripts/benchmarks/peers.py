@@ -81,7 +81,9 @@ class Extract:
         self.device = device
         self.alphabet = Alphabet.from_architecture("ESM-1b")
         self.encoder = ESM2(model.num_layers, model.dim, model.num_heads, self.alphabet, token_dropout=True)
-        self.encoder.load_state_dict(dict(_fair_esm_names(folder, model)), strict=False)
+        missing, unexpected = self.encoder.load_state_dict(dict(_fair_esm_names(folder, model)), strict=False)
+        if unexpected or not all(name.startswith(("lm_head.", "contact_head.")) for name in missing):
+            raise ValueError(f"{folder} does not fill fair-esm's encoder: {missing}, {unexpected}")
         self.encoder = self.encoder.eval().to(device)
         self.last = model.num_layers
 

@@ -36,7 +36,7 @@ async def clear(
 ) -> CacheCleared:
     """Deletes cached embeddings: all, or those whose key matches, e.g. `esm2_*` for one family.
 
-    Only cache keys can match; jobs and downloads stay.
+    Only cache keys can match; downloads stay.
     """
     try:
         deleted = await gateway.cache.clear(pattern)

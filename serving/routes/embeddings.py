@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Path, Query, Request
@@ -21,7 +20,7 @@ from serving.errors import (
 )
 from serving.examples import UBIQUITIN
 from serving.gateway import Gateway, gateway_of
-from serving.outputs import NPZ_MEDIA_TYPE, NpzWriter, describe
+from serving.outputs import NPZ_MEDIA_TYPE, describe, writing
 from serving.pipeline import Options, Report
 from serving.routes.models import length_range, summarise
 from serving.runners import UNTRAINED_WARNING, ServedModel
@@ -35,6 +34,7 @@ from serving.schemas import (
     Timing,
 )
 from serving.sequences import Protein, Record, clean_all, default_id, parse_fasta
+from serving.threads import run_to_its_end
 
 router = APIRouter(prefix="/embeddings", tags=["embeddings"])
 
@@ -83,14 +83,10 @@ async def compute(
     proteins = clean_all(records, served.model, gateway.limits)
 
     request_id, path = gateway.outputs.new()
-    writer = await asyncio.to_thread(_open, path)
-    try:
+    async with writing(path) as writer:
         report = await gateway.pipeline.embed(served, proteins, options, writer)
         manifest = describe(served, proteins, options, report)
-        await asyncio.to_thread(writer.finish, [protein.id for protein in proteins], manifest)
-    except BaseException:
-        writer.abandon()
-        raise
+        await run_to_its_end(lambda: writer.finish([protein.id for protein in proteins], manifest))
 
     if NPZ_MEDIA_TYPE in request.headers.get("accept", ""):
         name = f"embeddings_{model}_{request_id}.npz"
@@ -102,7 +98,7 @@ async def compute(
         link = await gateway.outputs.publish(request_id, model)
     except StoreUnavailable as error:
         warnings.append(f"{error}; send Accept: {NPZ_MEDIA_TYPE} to get the embeddings at once")
-    return await _reply(gateway, served, proteins, options, report, link, warnings)
+    return _reply(gateway, served, proteins, options, report, link, warnings)
 
 
 @router.get(
@@ -124,13 +120,6 @@ async def download(model: str, request_id: str, gateway: Annotated[Gateway, Depe
     return FileResponse(path, media_type=NPZ_MEDIA_TYPE, filename=f"embeddings_{model}_{request_id}.npz")
 
 
-def _open(path: Any) -> NpzWriter:
-    try:
-        return NpzWriter(path)
-    except OSError as error:
-        raise StoreUnavailable(f"the outputs cannot be written ({error.strerror})") from error
-
-
 def _parse(body: bytes, request: Request, query: Options) -> tuple[list[Record], Options]:
     """The sequences and options of a body, by its media type."""
     media_type = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
@@ -142,8 +131,12 @@ def _parse(body: bytes, request: Request, query: Options) -> tuple[list[Record],
     if media_type != "application/json":
         known = ", ".join(("application/json", *FASTA_MEDIA_TYPES))
         raise UnsupportedBody(f"{media_type!r} is none of {known}")
+    if extra := {"pooled", "dtype"} & set(request.query_params):
+        raise InvalidRequest(f"query.{min(extra)}: a JSON body says this inside")
     parsed = _parse_json(body)
-    ids = parsed.ids or [default_id(index) for index in range(len(parsed.sequences))]
+    ids = parsed.ids
+    if ids is None:
+        ids = [default_id(index) for index in range(len(parsed.sequences))]
     if len(ids) != len(parsed.sequences):
         raise InvalidRequest(f"{len(ids)} ids for {len(parsed.sequences)} sequences")
     records = [Record(id, sequence) for id, sequence in zip(ids, parsed.sequences, strict=True)]
@@ -168,7 +161,7 @@ def _parse_json(body: bytes) -> ComputeRequest:
     raise InvalidRequest(f"{where}: {problems[0]['msg']}")
 
 
-async def _reply(
+def _reply(
     gateway: Gateway,
     served: ServedModel,
     proteins: list[Protein],
@@ -178,7 +171,7 @@ async def _reply(
     warnings: list[str],
 ) -> ComputeResponse:
     hits, dim = sum(report.cached), served.model.dim
-    summary = await summarise(served)
+    summary = summarise(served, report.precision)
     return ComputeResponse(
         sequences=[protein.sequence for protein in proteins],
         results=[

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query
@@ -25,14 +26,14 @@ router = APIRouter(prefix="/embeddings", tags=["models"])
 @router.get("/models", response_model=ModelList)
 async def list_models(gateway: Annotated[Gateway, Depends(gateway_of)]) -> ModelList:
     """Every model that is served here."""
-    listed = {}
-    for name, served in gateway.served.items():
-        try:
-            await served.status()
-            status: Any = "available"
-        except RunnerUnavailable:
-            status = "unavailable"
-        listed[name] = ListedModel(**(await summarise(served)).model_dump(), status=status)
+    runners = await asyncio.gather(*(_status(served) for served in gateway.served.values()))
+    listed = {
+        name: ListedModel(
+            **summarise(served, runner.get("precision")).model_dump(),
+            status="available" if runner else "unavailable",
+        )
+        for (name, served), runner in zip(gateway.served.items(), runners, strict=True)
+    }
     s = gateway.settings
     limits = ServingLimits(
         min_sequence_length=s.min_sequence_length,
@@ -52,7 +53,7 @@ async def model_info(
     served = gateway.find(model or gateway.default_model)
     row, runner = served.model, await _status(served)
     return ModelInfo(
-        **(await summarise(served)).model_dump(),
+        **summarise(served, runner.get("precision")).model_dump(),
         model_type=row.name,
         family=row.family,
         num_layers=row.num_layers,
@@ -73,13 +74,13 @@ async def model_info(
     )
 
 
-async def summarise(served: ServedModel) -> ModelSummary:
+def summarise(served: ServedModel, precision: str | None) -> ModelSummary:
     """What every description of a model says, with the warning where its weights are untrained."""
     return ModelSummary(
         runner=served.model.runner,
         embedding_dim=served.model.dim,
         description=served.description,
-        precision=(await _description(served)).get("precision"),
+        precision=precision,
         tag=served.tag,
         trained=served.is_trained,
         warning=None if served.is_trained else UNTRAINED_WARNING,
@@ -87,15 +88,9 @@ async def summarise(served: ServedModel) -> ModelSummary:
 
 
 async def _status(served: ServedModel) -> dict[str, Any]:
+    """What the runner says of itself; nothing if it does not answer."""
     try:
         return await served.status()
-    except RunnerUnavailable:
-        return {}
-
-
-async def _description(served: ServedModel) -> dict[str, Any]:
-    try:
-        return await served.describe()
     except RunnerUnavailable:
         return {}
 

@@ -12,7 +12,7 @@ from serving.gateway import Gateway, gateway_of
 from serving.redis import REDIS_ERRORS
 from serving.runners import ServedModel
 from serving.schemas import Health, HealthLimits, ServiceConfig, ServiceInfo
-from serving.settings import VERSION
+from serving.settings import TITLE, VERSION
 
 router = APIRouter(tags=["operations"])
 
@@ -33,7 +33,7 @@ ENDPOINTS = [
 async def root(gateway: Annotated[Gateway, Depends(gateway_of)]) -> ServiceInfo:
     """What this is."""
     return ServiceInfo(
-        service="Protein Embedding Service",
+        service=TITLE,
         version=VERSION,
         status="running",
         supported_models=list(gateway.served),

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from models.catalogue import MINI
-from models.engine import EmbeddingError, Encoder, Engine, Item, OutputDtype, choose_precision
+from models.engine import DeviceLost, EmbeddingError, Encoder, Engine, Item, OutputDtype, choose_precision
 from models.packing import Pack
 from models.planning import cost
 from tests.models.conftest import Folders
@@ -81,16 +81,29 @@ def assert_others_are(
 
 @pytest.mark.parametrize("pooled", [True, False])
 def test_a_poisoned_sequence_fails_alone_in_a_batch_of_eight(
-    mini: Engine, monkeypatch: pytest.MonkeyPatch, pooled: bool
+    mini: Engine, monkeypatch: pytest.MonkeyPatch, pooled: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     expected = mini.embed(items(pooled))
     spoilt = spoil_with(mini, fail, monkeypatch)
     found = mini.embed(items(pooled))
     assert isinstance(found[POISONED], EmbeddingError)
-    assert "illegal memory access" in str(found[POISONED])
+    assert "the model failed on this sequence (RuntimeError)" in str(found[POISONED])
+    assert "illegal memory access" in caplog.text
     assert_others_are(found, expected)
     # It is looked for by halves: 8, 4, 2 (good), 2, 1 (good), 1 (bad), 4 (good)
     assert [len(lengths) for lengths in spoilt.batches] == [8, 4, 2, 2, 1, 1, 4]
+
+
+def test_an_error_behind_which_the_device_is_silent_is_a_lost_device(
+    mini: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail_and_lose_the_device(hidden: torch.Tensor) -> torch.Tensor:
+        monkeypatch.setattr(mini, "device", torch.device("cuda:99"))
+        return fail(hidden)
+
+    spoil_with(mini, fail_and_lose_the_device, monkeypatch)
+    with pytest.raises(DeviceLost, match="cuda:99 is lost"):
+        mini.embed(items(True))
 
 
 @pytest.mark.parametrize("pooled", [True, False])

@@ -17,7 +17,7 @@ def full(rows: int, value: float, dtype: str = "float32") -> np.ndarray:
 
 def sent(results: list[np.ndarray | Exception], dtype: str = "float32") -> Reply:
     """The results on the other side."""
-    return decode_reply(encode_reply(results, 4, dtype))
+    return decode_reply(encode_reply(results, 4, dtype, "fp32"))
 
 
 def test_residues_of_all_sequences_arrive_in_order() -> None:
@@ -69,12 +69,13 @@ def test_rows_that_are_not_contiguous_arrive_as_they_are() -> None:
 
 
 def test_the_header_is_json_that_anyone_can_read() -> None:
-    data = encode_reply([full(2, 1), ValueError("bad")], 4, "float32")
+    data = encode_reply([full(2, 1), ValueError("bad")], 4, "float32", "fp32")
     (size,) = struct.unpack("<I", data[:4])
     assert json.loads(data[4 : 4 + size]) == {
         "lengths": [2, 0],
         "dim": 4,
         "dtype": "float32",
+        "precision": "fp32",
         "errors": {"1": "bad"},
     }
     assert len(data) == 4 + size + 2 * 4 * 4

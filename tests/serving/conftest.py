@@ -37,6 +37,7 @@ class CountingRunner:
         self.gate = asyncio.Event()
         self.gate.set()
         self.is_down = False
+        self.precision = "fp32"
 
     async def embed(self, sequences: list[str], pooled: bool, dtype: str) -> Reply:
         if self.is_down:
@@ -54,12 +55,13 @@ class CountingRunner:
             lengths=[0 if "W" in s else 1 if pooled else len(s) for s in sequences],
             embeddings=np.repeat(rows[:, None], self.dim, axis=1),
             errors={i: "has a W" for i, s in enumerate(sequences) if "W" in s},
+            precision=self.precision,
         )
 
     async def status(self) -> dict[str, Any]:
         if self.is_down:
             raise RunnerUnavailable("down")
-        return {"precision": "fp32", "devices": ["cpu"]}
+        return {"precision": self.precision, "devices": ["cpu"]}
 
     async def close(self) -> None:
         self.is_down = True
@@ -110,7 +112,7 @@ def pipeline(cache: Cache) -> Pipeline:
 @pytest.fixture
 def outputs(client: redis.asyncio.Redis, data_dir: Path) -> OutputStore:
     data_dir.mkdir()
-    return OutputStore(data_dir / "outputs", client, ttl_s=60)
+    return OutputStore(data_dir / "outputs", client, ttl_s=60, writing_s=3600)
 
 
 def proteins(*sequences: str) -> list[Protein]:

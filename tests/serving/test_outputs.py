@@ -12,7 +12,7 @@ import pytest
 import redis.asyncio
 
 from serving.errors import ExpiredOutput, StoreUnavailable, UnknownOutput
-from serving.outputs import ABANDONED_S, NpzWriter, OutputStore
+from serving.outputs import NpzWriter, OutputStore, writing
 from serving.redis import OUTPUT_PREFIX
 
 
@@ -50,7 +50,7 @@ def test_an_abandoned_file_is_gone(tmp_path: Path) -> None:
 
 async def test_a_published_file_is_found_by_any_worker(outputs: OutputStore, client: redis.asyncio.Redis) -> None:
     request_id = await published(outputs)
-    another = OutputStore(outputs.folder, client, ttl_s=60)
+    another = OutputStore(outputs.folder, client, ttl_s=60, writing_s=3600)
     assert (await another.find(request_id, "esm2_mini")).exists()
 
 
@@ -92,7 +92,7 @@ async def test_sweeping_deletes_what_is_over_and_what_was_never_finished(outputs
     being_written.touch()
     now = time.time()
     os.utime(outputs.folder / f"{expired}.npz", (now - 61, now - 61))
-    os.utime(unfinished, (now - ABANDONED_S - 1, now - ABANDONED_S - 1))
+    os.utime(unfinished, (now - 3601, now - 3601))
     assert outputs.sweep() == 2
     assert {path.name for path in outputs.folder.iterdir()} == {f"{kept}.npz", being_written.name}
     with pytest.raises(ExpiredOutput):
@@ -102,7 +102,7 @@ async def test_sweeping_deletes_what_is_over_and_what_was_never_finished(outputs
 async def test_without_redis_nothing_is_published_and_nothing_is_left(
     dead_client: redis.asyncio.Redis, tmp_path: Path
 ) -> None:
-    outputs = OutputStore(tmp_path / "outputs", dead_client, ttl_s=60)
+    outputs = OutputStore(tmp_path / "outputs", dead_client, ttl_s=60, writing_s=3600)
     request_id, path = outputs.new()
     path.touch()
     with pytest.raises(StoreUnavailable):
@@ -110,3 +110,28 @@ async def test_without_redis_nothing_is_published_and_nothing_is_left(
     assert list(outputs.folder.iterdir()) == []
     with pytest.raises(StoreUnavailable):
         await outputs.find(request_id, "esm2_mini")
+
+
+async def test_records_are_not_evicted_before_their_time_and_go_after_it(
+    outputs: OutputStore, client: redis.asyncio.Redis
+) -> None:
+    old, new = await published(outputs), await published(outputs)
+    assert await client.ttl(OUTPUT_PREFIX + old) == -1, "Redis evicts what expires"
+    await client.zadd("pes:outputs", {old: 1})
+    await outputs.forget()
+    assert not await client.exists(OUTPUT_PREFIX + old)
+    assert await client.exists(OUTPUT_PREFIX + new)
+
+
+async def test_a_disk_that_is_full_is_said_and_nothing_is_left(tmp_path: Path) -> None:
+    path = tmp_path / "x.part"
+    path.symlink_to("/dev/full")
+
+    async def write() -> None:
+        async with writing(path) as writer:
+            writer.add(0, np.random.default_rng(0).random((1000, 100)))
+            writer.finish(["a"], {})
+
+    with pytest.raises(StoreUnavailable, match="No space left on device"):
+        await write()
+    assert list(tmp_path.iterdir()) == []

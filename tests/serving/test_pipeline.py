@@ -196,3 +196,15 @@ async def test_a_request_that_is_given_up_leaves_its_sink_alone(cache: Cache, se
     with pytest.raises(asyncio.CancelledError):
         await request
     assert not sink.is_busy
+
+
+async def test_a_runner_that_came_back_with_another_precision_does_not_mix_the_cache(
+    pipeline: Pipeline, served: ServedModel, runner: CountingRunner
+) -> None:
+    await served.describe()
+    runner.precision = "bf16"
+    _, report = await run(pipeline, served, "MKTAY")
+    assert report.precision == "bf16"
+    for is_cached in (False, True):
+        _, report = await run(pipeline, served, "MKTAY")
+        assert report.cached == [is_cached]

@@ -13,7 +13,7 @@ from aiohttp import web
 
 from models.wire import encode_reply
 from serving.errors import DeadlineExceeded, InferenceFailed, RunnerUnavailable
-from serving.runner_client import RunnerClient
+from serving.runner_client import MAX_CONNECTIONS, RunnerClient
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -36,7 +36,7 @@ class Server:
             return web.Response(body=json.dumps({"precision": "fp32"}))
         sequences = (await request.json())["sequences"]
         rows = [np.full(2, len(sequences), np.float32)] * len(sequences)
-        return web.Response(body=encode_reply(rows, 2, "float32"))
+        return web.Response(body=encode_reply(rows, 2, "float32", "fp32"))
 
 
 @pytest.fixture
@@ -61,8 +61,8 @@ async def client(server: Server, tmp_path: Path) -> AsyncIterator[RunnerClient]:
 async def test_calls_go_over_a_connection_that_is_kept(client: RunnerClient, server: Server) -> None:
     for _ in range(5):
         assert (await client.embed(["MK", "ML"], True, "float32")).embeddings[0, 0] == 2
-    assert await client.status() == {"precision": "fp32"}
     assert len(server.connections) == 1
+    assert await client.status() == {"precision": "fp32"}
 
 
 async def test_hundreds_of_calls_at_once_are_all_answered(client: RunnerClient, server: Server) -> None:
@@ -129,3 +129,20 @@ async def test_a_status_of_the_runner_is_an_error_of_ours(
     server.handler = refuse
     with pytest.raises(kind):
         await client.embed(["M"], True, "float32")
+
+
+async def test_status_is_answered_while_every_connection_embeds(client: RunnerClient, server: Server) -> None:
+    may_end = asyncio.Event()
+
+    async def hold(request: web.Request) -> web.Response:
+        if request.path == "/embed":
+            await may_end.wait()
+        return await server.answer(request)
+
+    server.handler = hold
+    busy = [asyncio.create_task(client.embed(["M"], True, "float32")) for _ in range(MAX_CONNECTIONS + 20)]
+    while server.num_calls < MAX_CONNECTIONS:
+        await asyncio.sleep(0.01)
+    assert await asyncio.wait_for(client.status(), 2) == {"precision": "fp32"}
+    may_end.set()
+    await asyncio.gather(*busy)

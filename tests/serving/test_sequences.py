@@ -119,3 +119,10 @@ def test_any_fasta_that_is_written_is_read_back(entries: list[tuple[str, str]]) 
     text = "".join(f">{id} words\n{s[:60]}\n{s[60:]}\n" for id, s in entries)
     if entries:
         assert parse_fasta(text) == [Record(id, sequence) for id, sequence in entries]
+
+
+@pytest.mark.parametrize("id", ["x" * 257, "a\0", "a\nb"])
+def test_an_id_that_does_not_fit_an_array_of_ids_is_refused(id: str) -> None:
+    with pytest.raises(InvalidSequences, match="256 printable characters"):
+        clean_all([Record(id, "MKTAY")], MINI, LIMITS)
+    assert clean_all([Record("x" * 256, "MKTAY")], MINI, LIMITS)[0].id == "x" * 256

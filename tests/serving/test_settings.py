@@ -40,6 +40,9 @@ def test_the_defaults_of_the_triton_based_service_are_kept() -> None:
         ("MAX_SEQUENCES_PER_REQUEST", "-1"),
         ("PRECISION", "int3"),
         ("REDIS_URL", "http://redis"),
+        ("REDIS_URL", "redis://host:port"),
+        ("MODELS", "esm2_mini:"),
+        ("MODELS", "esm2_mini:a/b"),
         ("REDIS_COMPRESSION_LEVEL", "10"),
         ("REDIS_TTL_DAYS", "0"),
         ("DOWNLOAD_TTL_MINUTES", "-5"),
@@ -71,6 +74,8 @@ def test_an_unknown_model_is_answered_with_the_catalogue(monkeypatch: pytest.Mon
 def test_a_password_is_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REDIS_URL", "redis://user:secret@example:6379/2")
     assert load_settings().masked_redis_url == "redis://***@example:6379/2"
+    monkeypatch.setenv("REDIS_URL", "unix:///run/redis.sock?password=secret")
+    assert load_settings().masked_redis_url == "unix:///run/redis.sock?***"
     monkeypatch.setenv("REDIS_URL", "gopher://user:secret@example")
     with pytest.raises(SettingsError) as error:
         load_settings()
