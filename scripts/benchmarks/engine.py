@@ -17,11 +17,13 @@ import bentoml
 import numpy as np
 import torch
 import torch.nn.functional as F
+import transformers
 
 from models.catalogue import Model, find
 from models.configs import EncoderConfig, read_config
 from models.engine import Engine, Item
 from models.planning import plan
+from models.runner import keep_freed_memory
 from scripts.benchmarks.peers import BATCH_SIZES, Contender, Extract, Transformers
 from scripts.benchmarks.workload import load
 from serving.settings import Settings
@@ -56,6 +58,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
+    transformers.logging.set_verbosity_error()
+    keep_freed_memory()  # as a runner does; the peers have it too
     model = find(options.model)
     folder = Path(bentoml.models.get(model.store_name).path)
     device = "cuda:0" if torch.cuda.is_available() else "cpu"

@@ -17,6 +17,8 @@ from models.catalogue import Model
 EXTRACT_TOKENS = 4096  # fair-esm scripts/extract.py, --toks_per_batch
 BATCH_SIZES = (1, 2, 4, 8)
 
+_NOT_ENCODER = re.compile(r"^lm_head\.|^contact_head\.|\.rot_emb\.inv_freq$")  # heads, and what is computed
+
 Contender = Callable[[Sequence[str]], list[np.ndarray]]
 
 
@@ -82,7 +84,7 @@ class Extract:
         self.alphabet = Alphabet.from_architecture("ESM-1b")
         self.encoder = ESM2(model.num_layers, model.dim, model.num_heads, self.alphabet, token_dropout=True)
         missing, unexpected = self.encoder.load_state_dict(dict(_fair_esm_names(folder, model)), strict=False)
-        if unexpected or not all(name.startswith(("lm_head.", "contact_head.")) for name in missing):
+        if unexpected or any(not _NOT_ENCODER.search(name) for name in missing):
             raise ValueError(f"{folder} does not fill fair-esm's encoder: {missing}, {unexpected}")
         self.encoder = self.encoder.eval().to(device)
         self.last = model.num_layers
