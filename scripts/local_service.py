@@ -52,6 +52,7 @@ class LocalService:
                 [str(bentoml), "serve", self._target, "--host", "127.0.0.1", "--port", port],
                 cwd=self._folder,
                 env=self._environment,
+                stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
