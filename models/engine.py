@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from models import checkpoints
-from models.attention import choose_attention
+from models.backends.choice import Choice, Precision, choose
 from models.catalogue import Family, Model
 from models.esm2 import Esm2
 from models.packing import Pack, pack, residue_rows
@@ -27,16 +27,10 @@ from models.tokens import UnknownResidue, residue_table
 
 logger = logging.getLogger(__name__)
 
-Precision = Literal["auto", "fp32", "bf16"]
 OutputDtype = Literal["float16", "float32"]
 
 _ENCODERS: Mapping[Family, type[Esm2] | type[T5]] = {"esm2": Esm2, "t5": T5}
-_TORCH_DTYPES: Mapping[str, torch.dtype] = {
-    "fp32": torch.float32,
-    "bf16": torch.bfloat16,
-    "float16": torch.float16,
-    "float32": torch.float32,
-}
+_OUTPUT_DTYPES: Mapping[str, torch.dtype] = {"float16": torch.float16, "float32": torch.float32}
 
 
 class DeviceLost(Exception):
@@ -70,18 +64,24 @@ class Engine:
         model: its catalogue row.
         device: "cpu", "cuda:0", ...
         precision: of the products; "auto" asks the hardware.
+        choice: instead of `precision`, the backend itself.
     Raises:
         CheckpointError: the folder does not hold this model.
     """
 
-    def __init__(self, folder: Path, model: Model, device: str = "cpu", precision: Precision = "auto") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        model: Model,
+        device: str = "cpu",
+        precision: Precision = "auto",
+        choice: Choice | None = None,
+    ) -> None:
         config, weights = checkpoints.load(folder, model)
         self.model = model
         self.device = torch.device(device)
-        self.precision, self.precision_reason = choose_precision(self.device, precision)
-        dtype = _TORCH_DTYPES[self.precision]
-        attention, self.attention_reason = choose_attention(self.device, dtype, biased=model.family == "t5")
-        self.encoder: Encoder = _ENCODERS[model.family](config, weights, attention, self.device, dtype)
+        self.choice = choice or choose(self.device, model.family, precision)
+        self.encoder: Encoder = _ENCODERS[model.family](config, weights, self.choice.backend, self.device)
         self.table = residue_table(folder, model, config.vocab_size)
 
     def cost(self, item: Item) -> int:
@@ -146,7 +146,7 @@ def _hand_back(
     copies: dict[tuple[bool, OutputDtype], np.ndarray] = {}
     for is_pooled, dtype in {(item.pooled, item.dtype) for item in items}:
         wanted = pooled if is_pooled else residues
-        copies[is_pooled, dtype] = wanted.to(_TORCH_DTYPES[dtype]).cpu().numpy()
+        copies[is_pooled, dtype] = wanted.to(_OUTPUT_DTYPES[dtype]).cpu().numpy()
     is_finite = torch.isfinite(pooled).all(1).tolist()  # a mean is finite only if every residue is
     results: list[np.ndarray | EmbeddingError] = []
     start = 0
@@ -161,22 +161,3 @@ def _hand_back(
         else:
             results.append(result)
     return results
-
-
-def choose_precision(device: torch.device, wanted: Precision) -> tuple[str, str]:
-    """Precision of the products, with the reason in words."""
-    if wanted != "auto":
-        return wanted, "asked for by PRECISION"
-    if device.type == "cuda":
-        if torch.cuda.get_device_capability(device) >= (8, 0):
-            return "bf16", "the GPU has bfloat16 units (compute capability 8.0 or above)"
-        return "fp32", "the GPU has no bfloat16 units"
-    if device.type == "cpu" and _cpu_multiplies_bf16():
-        return "bf16", "the processor multiplies bfloat16 (AVX512-BF16 or AMX)"
-    return "fp32", f"no bfloat16 units on this {device.type}"
-
-
-def _cpu_multiplies_bf16() -> bool:
-    """Whether 16-bit products are faster than 32-bit ones here, by the processor's own flags."""
-    capabilities = torch.cpu.get_capabilities()
-    return any(bool(capabilities.get(flag)) for flag in ("avx512_bf16", "amx_bf16"))

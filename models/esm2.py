@@ -1,118 +1,84 @@
 """ESM-2 on packs.
 
 Source of the arithmetic: fair-esm, esm/model/esm2.py and esm/modules.py; the same in transformers,
-models/esm/modeling_esm.py. Shapes: T tokens in a pack, D width, H heads, K head width.
+models/esm/modeling_esm.py. Shapes: T tokens in a pack, D width.
 """
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.attention import Attention
+from models.backends.base import Backend, Hidden, Weights
 from models.configs import EncoderConfig
 from models.packing import Pack
+from models.positions import Rotary
 
 # Embeddings are scaled as in training, where 15% of tokens were drawn and 80% of those masked: 1 - 0.15 * 0.8
 TOKEN_DROPOUT_SCALE = 0.88
-ROTARY_BASE = 10_000.0
-ROTARY_STEP = 1024  # positions by which the table of rotations grows
 
 
 @dataclass(frozen=True)
 class _Layer:
-    """Weights of one block; norms stay in float32, query, key and value are one product."""
+    """The functions of one block."""
 
-    attention_norm: tuple[Tensor, Tensor]
-    qkv: tuple[Tensor, Tensor]
-    out: tuple[Tensor, Tensor]
-    feed_forward_norm: tuple[Tensor, Tensor]
-    up: tuple[Tensor, Tensor]
-    down: tuple[Tensor, Tensor]
+    attention_norm: Callable[[Tensor], Hidden]
+    qkv: Callable[[Hidden], Tensor]
+    add_attended: Callable[[Hidden, Tensor], None]
+    feed_forward_norm: Callable[[Tensor], Hidden]
+    up: Callable[[Hidden], Hidden]
+    add_down: Callable[[Hidden, Tensor], None]
 
 
 class Esm2:
     """The encoder: `encode(pack)` gives the hidden states after the last layer norm."""
 
     def __init__(
-        self,
-        config: EncoderConfig,
-        weights: dict[str, Tensor],
-        attention: Attention,
-        device: torch.device,
-        dtype: torch.dtype,
+        self, config: EncoderConfig, weights: Mapping[str, Tensor], backend: Backend, device: torch.device
     ) -> None:
         self.config = config
-        self.attention = attention
-        self.dtype = dtype
+        self.backend = backend
 
-        def read(name: str, to: torch.dtype = dtype) -> tuple[Tensor, Tensor]:
-            return weights[f"{name}.weight"].to(device, to), weights[f"{name}.bias"].to(device, to)
+        def read(name: str) -> Weights:
+            return Weights(weights[f"{name}.weight"], weights[f"{name}.bias"])
+
+        def read_norm(name: str) -> Callable[[Tensor], Hidden]:
+            return backend.norm(weights[f"{name}.weight"], weights[f"{name}.bias"], config.norm_eps)
 
         def read_layer(prefix: str) -> _Layer:
             parts = [read(f"{prefix}.attention.self.{part}") for part in ("query", "key", "value")]
+            biases = [part.bias for part in parts if part.bias is not None]
             return _Layer(
-                attention_norm=read(f"{prefix}.attention.LayerNorm", torch.float32),
-                qkv=(torch.cat([w for w, _ in parts]), torch.cat([b for _, b in parts])),
-                out=read(f"{prefix}.attention.output.dense"),
-                feed_forward_norm=read(f"{prefix}.LayerNorm", torch.float32),
-                up=read(f"{prefix}.intermediate.dense"),
-                down=read(f"{prefix}.output.dense"),
+                attention_norm=read_norm(f"{prefix}.attention.LayerNorm"),
+                qkv=backend.qkv(Weights(torch.cat([part.weight for part in parts]), torch.cat(biases))),
+                add_attended=backend.added(read(f"{prefix}.attention.output.dense")),
+                feed_forward_norm=read_norm(f"{prefix}.LayerNorm"),
+                up=backend.activated(read(f"{prefix}.intermediate.dense"), "gelu"),
+                add_down=backend.added(read(f"{prefix}.output.dense")),
             )
 
         self.embedding = weights["embeddings.word_embeddings.weight"].to(device, torch.float32)
         self.layers = [read_layer(f"encoder.layer.{i}") for i in range(config.num_layers)]
-        self.final_norm = read("encoder.emb_layer_norm_after", torch.float32)
-        steps = torch.arange(0, config.head_dim, 2, device=device).float() / config.head_dim
-        self.inverse_frequencies = 1.0 / ROTARY_BASE**steps
-        self.rotary: tuple[Tensor, Tensor] | None = None
+        last = read("encoder.emb_layer_norm_after")
+        self.final_norm = [x.to(device, torch.float32) for x in (last.weight, last.bias) if x is not None]
+        self.rotary = Rotary(config.head_dim, device)
 
     def encode(self, pack: Pack) -> Tensor:
         """(T, D) float32 hidden states of the last layer, special tokens included.
 
-        The sums between blocks stay in float32; products run in the encoder's precision.
-        """
-        cos, sin = (table[pack.positions].unsqueeze(1) for table in self._rotary(pack.max_length))
-        x = self.embedding[pack.tokens] * TOKEN_DROPOUT_SCALE
-        for layer in self.layers:
-            x += self._attend(layer, self._norm(x, layer.attention_norm), cos, sin, pack)
-            hidden = F.gelu(F.linear(self._norm(x, layer.feed_forward_norm), *layer.up))
-            x += F.linear(hidden, *layer.down)
-        return F.layer_norm(x, (self.config.dim,), *self.final_norm, self.config.norm_eps)
-
-    def _norm(self, x: Tensor, weights: tuple[Tensor, Tensor]) -> Tensor:
-        return F.layer_norm(x, (self.config.dim,), *weights, self.config.norm_eps).to(self.dtype)
-
-    def _attend(self, layer: _Layer, h: Tensor, cos: Tensor, sin: Tensor, pack: Pack) -> Tensor:
-        """Self-attention of one block: (T, D) -> (T, D).
-
-        The reference scales queries before it rotates them; a rotation is linear, so scaling scores is the same.
+        The sums between blocks stay in float32; products run in the backend's precision. The reference scales
+        queries before it rotates them; a rotation is linear, so scaling scores is the same.
         """
         c = self.config
-        query, key, value = F.linear(h, *layer.qkv).view(-1, 3, c.num_heads, c.head_dim).unbind(1)
-        query, key = _rotate(query, cos, sin), _rotate(key, cos, sin)
-        attended = self.attention(query, key, value, pack, None, c.head_dim**-0.5)
-        return F.linear(attended.reshape(-1, c.dim), *layer.out)
-
-    def _rotary(self, longest: int) -> tuple[Tensor, Tensor]:
-        """Cosine and sine of every position's rotation, each (positions, K / 2); grown as sequences get longer."""
-        if self.rotary is None or len(self.rotary[0]) < longest:
-            num_positions = ROTARY_STEP * math.ceil(longest / ROTARY_STEP)
-            positions = torch.arange(num_positions, device=self.inverse_frequencies.device).float()
-            angles = torch.outer(positions, self.inverse_frequencies)
-            self.rotary = angles.cos().to(self.dtype), angles.sin().to(self.dtype)
-        return self.rotary
-
-
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding of (T, H, K) by angles of (T, 1, K / 2). Source: fair-esm esm/rotary_embedding.py."""
-    left, right = x.chunk(2, dim=-1)
-    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    new_left, new_right = out.chunk(2, dim=-1)
-    torch.mul(left, cos, out=new_left).addcmul_(right, sin, value=-1)
-    torch.mul(right, cos, out=new_right).addcmul_(left, sin)
-    return out
+        rotation = self.backend.rotation(self.rotary, pack)
+        x = self.embedding[pack.tokens] * TOKEN_DROPOUT_SCALE
+        for layer in self.layers:
+            qkv = layer.qkv(layer.attention_norm(x))
+            attended = self.backend.attend(qkv, pack, (c.num_heads, c.head_dim), c.head_dim**-0.5, rotation=rotation)
+            layer.add_attended(attended, x)
+            layer.add_down(layer.up(layer.feed_forward_norm(x)), x)
+        return F.layer_norm(x, (c.dim,), *self.final_norm, c.norm_eps)

@@ -87,9 +87,9 @@ def make_runner(model: Model, tag: bentoml.Tag, options: RunnerOptions) -> bento
             return {
                 "tag": str(tag),
                 "devices": [str(engine.device) for engine in self.engines],
-                "precision": engine.precision,
-                "precision_reason": engine.precision_reason,
-                "attention": engine.attention_reason,
+                "precision": engine.choice.precision,
+                "precision_reason": engine.choice.precision_reason,
+                "attention": engine.choice.backend_reason,
                 "load_s": self.load_s,
                 "batcher": asdict(self.batcher.statistics),
             }
@@ -134,8 +134,8 @@ def load_engines(folder: Path, model: Model, options: RunnerOptions) -> list[Eng
     for engine in engines:
         logger.info(
             "%s on %s: %s (%s); %s",
-            *(model.name, engine.device, engine.precision),
-            *(engine.precision_reason, engine.attention_reason),
+            *(model.name, engine.device, engine.choice.precision),
+            *(engine.choice.precision_reason, engine.choice.backend_reason),
         )
     return engines
 

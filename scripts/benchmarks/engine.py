@@ -71,8 +71,8 @@ def run(options: argparse.Namespace) -> None:
 
     lengths = [len(sequence) for sequence in sequences]
     print(f"{model.name}, {len(sequences)} sequences of {min(lengths)} to {max(lengths)} residues, {device}")
-    print(f"engine: {engine.precision} ({engine.precision_reason}); {engine.attention_reason}; budget {budget}")
-    times, peaks, outputs, memory = measure(contenders, sequences, model, device, engine.precision, options.rounds)
+    print(f"engine: {engine.choice.precision} ({engine.choice.precision_reason}); {engine.choice.backend_reason}; budget {budget}")
+    times, peaks, outputs, memory = measure(contenders, sequences, model, device, engine.choice.precision, options.rounds)
     operations = count_operations(model, read_config(folder, model.family), lengths)
     results = {
         name: Result(
@@ -237,7 +237,7 @@ def report(
             f"{result.name:30} {result.residues_per_s:11,.0f} {result.gflops:9,.0f} {result.seconds:8.2f} "
             f"{ratio:>10} {result.least_cosine:9.6f} {result.memory_mb:7,.0f}"
         )
-    print(f"{'plain ' + engine.precision + ' product':30} {'':11} {peak / 1e9:9,.0f}")
+    print(f"{'plain ' + engine.choice.precision + ' product':30} {'':11} {peak / 1e9:9,.0f}")
     print(f"packed reaches {100 * ours.gflops * 1e9 / peak:.1f}% of the product's peak\n")
     peers = {name: result.residues_per_s for name, result in results.items() if name != "packed"}
     if best := {name: rate for name, rate in peers.items() if name.startswith("transformers-bf16-sorted")}:
@@ -250,7 +250,7 @@ def report(
         "peak_share": round(ours.gflops * 1e9 / peak, 4),
         "memory_mb": round(ours.memory_mb, 1),
         "peers": {name: round(rate, 1) for name, rate in peers.items()},
-        "precision": engine.precision,
+        "precision": engine.choice.precision,
         "device": torch.cuda.get_device_name(0) if torch.cuda.is_available() else platform.processor() or "cpu",
         "num_threads": torch.get_num_threads(),
         "seed": options.seed,

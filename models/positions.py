@@ -1,0 +1,106 @@
+"""What a token's place in its sequence does to attention: ESM-2's rotations, T5's bias.
+
+Both keep tables that grow as sequences get longer. Shapes: H heads, K head width.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+ROTARY_BASE = 10_000.0
+TABLE_STEP = 1024  # positions by which a table grows
+MATRIX_STEP = 256  # tokens by which the matrix of biases grows
+MAX_MATRIX_NUMBERS = 64 * 1024 * 1024  # of the matrix that is kept: 1,448 tokens at ProtT5's 32 heads
+
+
+class Rotary:
+    """The angles by which queries and keys are rotated. Source: fair-esm, esm/rotary_embedding.py.
+
+    cos, sin: (positions, K / 2) float32.
+    """
+
+    def __init__(self, head_dim: int, device: torch.device) -> None:
+        steps = torch.arange(0, head_dim, 2, device=device).float() / head_dim
+        self._inverse_frequencies = 1.0 / ROTARY_BASE**steps
+        self.cos = self.sin = torch.empty(0, head_dim // 2, device=device)
+
+    def reach(self, longest: int) -> None:
+        """Makes ready for sequences of up to `longest` tokens."""
+        if longest > len(self.cos):
+            num_positions = TABLE_STEP * math.ceil(longest / TABLE_STEP)
+            positions = torch.arange(num_positions, device=self.cos.device).float()
+            angles = torch.outer(positions, self._inverse_frequencies)
+            self.cos, self.sin = angles.cos(), angles.sin()
+
+
+@dataclass(frozen=True)
+class Buckets:
+    """A learned bias for each head and bucket of distances.
+
+    weights: (num_buckets, H) float32. The last bucket of each sign holds distances of max_distance and more.
+    """
+
+    weights: Tensor
+    max_distance: int
+
+
+class PositionBias:
+    """T5's relative position bias: one number per head and distance, and the matrix that they make.
+
+    by_distance: (H, 2 * longest - 1) float32; entry d + longest - 1 is the bias of a key d tokens behind its query.
+    """
+
+    def __init__(self, buckets: Buckets, dtype: torch.dtype) -> None:
+        self._buckets = buckets
+        self._dtype = dtype
+        num_heads = buckets.weights.shape[1]
+        self.longest = 0
+        self.by_distance = buckets.weights.new_empty(num_heads, 0)
+        self._matrix = buckets.weights.new_empty(num_heads, 0, 0, dtype=dtype)
+
+    def reach(self, longest: int) -> None:
+        """Makes ready for sequences of up to `longest` tokens."""
+        if longest > self.longest:
+            self.longest = TABLE_STEP * math.ceil(longest / TABLE_STEP)
+            weights = self._buckets.weights
+            distances = torch.arange(1 - self.longest, self.longest, device=weights.device)
+            index = relative_position_bucket(distances, len(weights), self._buckets.max_distance)
+            self.by_distance = weights[index].T.contiguous()
+
+    def block(self, start: int, end: int, length: int) -> Tensor:
+        """(H, end - start, length): the bias of queries start..end over the keys of their sequence.
+
+        It depends on the distance alone, so the matrix of a shorter sequence is the upper left corner of one that is
+        kept. For sequences longer than that one a block is made when it is attended.
+        """
+        num_heads = len(self.by_distance)
+        if num_heads * length * length > MAX_MATRIX_NUMBERS:
+            return self._make(start, end, length)
+        if length > self._matrix.shape[1]:
+            side = MATRIX_STEP * math.ceil(length / MATRIX_STEP)
+            side = min(self.longest, side, math.isqrt(MAX_MATRIX_NUMBERS // num_heads))
+            self._matrix = self._make(0, side, side)
+        return self._matrix[:, start:end, :length]
+
+    def _make(self, start: int, end: int, length: int) -> Tensor:
+        # Row q is the run of `length` distances from -q on: windows of the flat table, last first
+        runs = self.by_distance[:, self.longest - end : self.longest - 1 - start + length].to(self._dtype)
+        return runs.unfold(1, length, 1).flip(1)
+
+
+def relative_position_bucket(distance: Tensor, num_buckets: int, max_distance: int) -> Tensor:
+    """Bucket of a signed distance (key minus query), for an encoder: half the buckets for each sign.
+
+    Source: transformers T5Attention._relative_position_bucket with bidirectional=True.
+    """
+    half = num_buckets // 2
+    exact = half // 2
+    magnitude = distance.abs()
+    logarithmic = exact + (
+        torch.log(magnitude.clamp(min=1).float() / exact) / math.log(max_distance / exact) * (half - exact)
+    ).long().clamp(max=half - 1 - exact)
+    return torch.where(magnitude < exact, magnitude, logarithmic) + half * (distance > 0)
