@@ -56,12 +56,6 @@ INLINE __m512 exp2_ps(__m512 x) {
     return _mm512_scalef_ps(p, x);
 }
 
-/* 1 / x to 2^-27: the processor's estimate and one step of Newton's */
-INLINE __m512 reciprocal_ps(__m512 x) {
-    __m512 r = _mm512_rcp14_ps(x);
-    return _mm512_mul_ps(r, _mm512_fnmadd_ps(x, r, _mm512_set1_ps(2.0f)));
-}
-
 /* ---- products ---- */
 
 /* Two tiles a step of the left factor, rows 0..15 and 16..31: where the second lies, and the next step's, in bf16s */
