@@ -18,7 +18,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | expand -t 12
 
-setup: $(VENV)/.runtime ## make .venv with the pinned dependencies of the service
+setup: $(VENV)/.kernels ## make .venv with the pinned dependencies of the service, and compile the kernels
 
 $(VENV)/.runtime: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' \
@@ -27,7 +27,15 @@ $(VENV)/.runtime: requirements.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/.runtime requirements-dev.txt
+# With the C compiler that is there, else with one from the package index, else not at all: torch's operations remain
+$(VENV)/.kernels: $(VENV)/.runtime requirements-compiler.txt $(wildcard models/kernels/*.[ch] models/kernels/library.py)
+	@$(BIN)/python -m models.kernels \
+		|| { $(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-compiler.txt \
+			&& $(BIN)/python -m models.kernels; } \
+		|| echo "the service will use torch's own operations" >&2
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.kernels requirements-dev.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	@touch $@
 

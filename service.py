@@ -53,7 +53,13 @@ def resolve(entry: str) -> bentoml.Model:
 
 STORED = {entry.partition(":")[0]: resolve(entry) for entry in settings.models}
 PINNED = pin_models({name: str(stored.tag.version) for name, stored in STORED.items()})
-OPTIONS = RunnerOptions(settings.precision, settings.batch_tokens, settings.runner_gpus, settings.runner_timeout_s)
+OPTIONS = RunnerOptions(
+    precision=settings.precision,
+    use_kernels=settings.use_kernels,
+    batch_tokens=settings.batch_tokens,
+    num_gpus=settings.runner_gpus,
+    timeout_s=settings.runner_timeout_s,
+)
 RUNNERS = {name: make_runner(find(name), stored.tag, OPTIONS) for name, stored in STORED.items()}
 
 

@@ -66,7 +66,7 @@ class Batcher(Generic[ItemT, ResultT]):
         self.statistics = Statistics()
         self._devices = devices
         self._cost = cost
-        self._budget = budget
+        self.budget = budget
         self._lingers = lingers
         self._linger_s = linger_s
         self._queue: deque[_Entry[ItemT, ResultT]] = deque()
@@ -134,7 +134,7 @@ class Batcher(Generic[ItemT, ResultT]):
         """The next batch: in order of arrival, as much as the budget holds, one item at least."""
         batch: list[_Entry[ItemT, ResultT]] = []
         spent = 0
-        while self._queue and (not batch or spent + self._queue[0].cost <= self._budget):
+        while self._queue and (not batch or spent + self._queue[0].cost <= self.budget):
             entry = self._queue.popleft()
             spent += entry.cost
             batch.append(entry)

@@ -5,7 +5,9 @@ Needs torch, numpy, safetensors and transformers' tokenizers alone, so that it c
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,12 +26,15 @@ from models.planning import cost
 from models.pooling import mean_pool
 from models.t5 import T5
 from models.tokens import UnknownResidue, residue_table
+from models.transfer import Transfer
 
 logger = logging.getLogger(__name__)
 
 OutputDtype = Literal["float16", "float32"]
 
 _ENCODERS: Mapping[Family, type[Esm2] | type[T5]] = {"esm2": Esm2, "t5": T5}
+# Cost of a batch at most. On a CPU a layer's activations then fit its caches; a GPU needs more to be busy
+BUDGETS: Mapping[str, int] = {"cpu": 4096, "cuda": 32_768}
 _OUTPUT_DTYPES: Mapping[str, torch.dtype] = {"float16": torch.float16, "float32": torch.float32}
 
 
@@ -80,9 +85,21 @@ class Engine:
         config, weights = checkpoints.load(folder, model)
         self.model = model
         self.device = torch.device(device)
+        self.transfer = Transfer(self.device)
+        self._launching = threading.Lock()
         self.choice = choice or choose(self.device, model.family, precision)
         self.encoder: Encoder = _ENCODERS[model.family](config, weights, self.choice.backend, self.device)
         self.table = residue_table(folder, model, config.vocab_size)
+
+    @property
+    def budget(self) -> int:
+        """Cost of a batch at most, unless the deployment says otherwise."""
+        return BUDGETS.get(self.device.type, BUDGETS["cpu"])
+
+    @property
+    def num_callers(self) -> int:
+        """How many threads should call `embed`: on CUDA one batch is prepared and handed back beside another."""
+        return 2 if self.device.type == "cuda" else 1
 
     def cost(self, item: Item) -> int:
         """Cost of an item for planning, in tokens' worth of arithmetic."""
@@ -131,27 +148,37 @@ class Engine:
         return [result for result in results if result is not None]
 
     def _run(self, items: Sequence[Item], tokens: Sequence[np.ndarray]) -> list[np.ndarray | EmbeddingError]:
-        """One forward pass over tokenised items."""
-        batch = pack(tokens, self.device)
-        residues = self.encoder.encode(batch)[residue_rows(batch, self.model.num_specials)]
-        lengths = [length - sum(self.model.num_specials) for length in batch.lengths]
-        pooled = mean_pool(residues, torch.tensor(lengths, device=self.device))
-        return _hand_back(items, pooled, residues, lengths)
+        """One forward pass over tokenised items. Two callers' kernels do not mix; all else goes side by side."""
+        guard = torch.cuda.device(self.device) if self.device.type == "cuda" else contextlib.nullcontext()
+        kinds = sorted({(item.pooled, item.dtype) for item in items})
+        with guard:
+            batch = pack(tokens, self.transfer)
+            lengths = [length - sum(self.model.num_specials) for length in batch.lengths]
+            num_residues = self.transfer.to_device(torch.tensor(lengths))
+            rows = residue_rows(batch, self.model.num_specials, self.transfer)
+            with self._launching:
+                residues = self.encoder.encode(batch)[rows]
+                pooled = mean_pool(residues, num_residues)
+                is_finite = torch.isfinite(pooled).all(1)  # a mean is finite only if every residue is
+                wanted = [
+                    (pooled if is_pooled else residues).to(_OUTPUT_DTYPES[dtype]) for is_pooled, dtype in kinds
+                ]
+                copied = self.transfer.to_host([is_finite, *wanted])
+            finite, *arrays = copied()
+        return _hand_back(items, lengths, finite.tolist(), dict(zip(kinds, arrays, strict=True)))
 
 
 def _hand_back(
-    items: Sequence[Item], pooled: Tensor, residues: Tensor, lengths: Sequence[int]
+    items: Sequence[Item],
+    lengths: Sequence[int],
+    is_finite: Sequence[bool],
+    copies: Mapping[tuple[bool, OutputDtype], Tensor],
 ) -> list[np.ndarray | EmbeddingError]:
-    """Results in host memory: one copy for each kind that the batch's items ask for, not one a sequence."""
-    copies: dict[tuple[bool, OutputDtype], np.ndarray] = {}
-    for is_pooled, dtype in {(item.pooled, item.dtype) for item in items}:
-        wanted = pooled if is_pooled else residues
-        copies[is_pooled, dtype] = wanted.to(_OUTPUT_DTYPES[dtype]).cpu().numpy()
-    is_finite = torch.isfinite(pooled).all(1).tolist()  # a mean is finite only if every residue is
+    """Each item's part of the arrays of its kind: one copy from the device for each kind, not one a sequence."""
     results: list[np.ndarray | EmbeddingError] = []
     start = 0
     for index, (item, length) in enumerate(zip(items, lengths, strict=True)):
-        copy = copies[item.pooled, item.dtype]
+        copy = copies[item.pooled, item.dtype].numpy()
         result = copy[index] if item.pooled else copy[start : start + length]
         start += length
         if not is_finite[index]:

@@ -63,8 +63,11 @@ class Esm2:
 
         self.embedding = weights["embeddings.word_embeddings.weight"].to(device, torch.float32)
         self.layers = [read_layer(f"encoder.layer.{i}") for i in range(config.num_layers)]
-        last = read("encoder.emb_layer_norm_after")
-        self.final_norm = [x.to(device, torch.float32) for x in (last.weight, last.bias) if x is not None]
+        last = "encoder.emb_layer_norm_after"
+        self.final_norm = (
+            weights[f"{last}.weight"].to(device, torch.float32),
+            weights[f"{last}.bias"].to(device, torch.float32),
+        )
         self.rotary = Rotary(config.head_dim, device)
 
     def encode(self, pack: Pack) -> Tensor:
@@ -74,11 +77,9 @@ class Esm2:
         queries before it rotates them; a rotation is linear, so scaling scores is the same.
         """
         c = self.config
-        rotation = self.backend.rotation(self.rotary, pack)
+        attend = self.backend.attention(pack, (c.num_heads, c.head_dim), rotary=self.rotary)
         x = self.embedding[pack.tokens] * TOKEN_DROPOUT_SCALE
         for layer in self.layers:
-            qkv = layer.qkv(layer.attention_norm(x))
-            attended = self.backend.attend(qkv, pack, (c.num_heads, c.head_dim), c.head_dim**-0.5, rotation=rotation)
-            layer.add_attended(attended, x)
+            layer.add_attended(attend(layer.qkv(layer.attention_norm(x)), c.head_dim**-0.5), x)
             layer.add_down(layer.up(layer.feed_forward_norm(x)), x)
-        return F.layer_norm(x, (c.dim,), *self.final_norm, c.norm_eps)
+        return F.layer_norm(x, (c.dim,), *self.final_norm, eps=c.norm_eps)

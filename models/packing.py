@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from models.transfer import Transfer
+
 
 @dataclass(frozen=True)
 class Pack:
@@ -33,21 +35,21 @@ class Pack:
         return list(zip([0, *ends[:-1]], ends, strict=True))
 
 
-def pack(sequences: Sequence[np.ndarray], device: torch.device) -> Pack:
-    """Tokenised sequences, each (L,) int64, as one Pack on the device."""
+def pack(sequences: Sequence[np.ndarray], transfer: Transfer) -> Pack:
+    """Tokenised sequences, each (L,) int64, as one Pack on the transfer's device."""
     lengths = tuple(len(tokens) for tokens in sequences)
     cu_seqlens = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
     positions = np.arange(cu_seqlens[-1]) - np.repeat(cu_seqlens[:-1], lengths)
     return Pack(
-        tokens=torch.from_numpy(np.concatenate(sequences)).to(device),
-        positions=torch.from_numpy(positions).to(device),
-        cu_seqlens=torch.from_numpy(cu_seqlens).to(device),
+        tokens=transfer.to_device(torch.from_numpy(np.concatenate(sequences))),
+        positions=transfer.to_device(torch.from_numpy(positions)),
+        cu_seqlens=transfer.to_device(torch.from_numpy(cu_seqlens)),
         lengths=lengths,
     )
 
 
-def residue_rows(pack: Pack, num_specials: tuple[int, int]) -> Tensor:
+def residue_rows(pack: Pack, num_specials: tuple[int, int], transfer: Transfer) -> Tensor:
     """(R,) int64 indices of the tokens that are residues, in order; specials at each end left out."""
     first, last = num_specials
     rows = [np.arange(start + first, end - last) for start, end in pack.spans()]
-    return torch.from_numpy(np.concatenate(rows)).to(pack.tokens.device)
+    return transfer.to_device(torch.from_numpy(np.concatenate(rows)))

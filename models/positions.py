@@ -51,7 +51,7 @@ class Buckets:
 class PositionBias:
     """T5's relative position bias: one number per head and distance, and the matrix that they make.
 
-    by_distance: (H, 2 * longest - 1) float32; entry d + longest - 1 is the bias of a key d tokens behind its query.
+    by_distance: (H, 2 * longest - 1) float32; entry d + longest - 1 is that of a key d tokens behind its query.
     """
 
     def __init__(self, buckets: Buckets, dtype: torch.dtype) -> None:
@@ -74,8 +74,8 @@ class PositionBias:
     def block(self, start: int, end: int, length: int) -> Tensor:
         """(H, end - start, length): the bias of queries start..end over the keys of their sequence.
 
-        It depends on the distance alone, so the matrix of a shorter sequence is the upper left corner of one that is
-        kept. For sequences longer than that one a block is made when it is attended.
+        It depends on the distance alone, so the matrix of a shorter sequence is the upper left corner of one that
+        is kept. For sequences longer than that one a block is made when it is attended.
         """
         num_heads = len(self.by_distance)
         if num_heads * length * length > MAX_MATRIX_NUMBERS:

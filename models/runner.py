@@ -25,10 +25,12 @@ from models import checkpoints
 from models.batcher import Batcher
 from models.catalogue import Model
 from models.configs import CheckpointError
+from models.cores import usable_cores
 from models.wire import encode_reply
 
 if TYPE_CHECKING:
-    from models.engine import Engine, Item, Precision
+    from models.backends.choice import Precision
+    from models.engine import Engine, Item
 
 logger = logging.getLogger(__name__)
 
@@ -37,12 +39,14 @@ logger = logging.getLogger(__name__)
 class RunnerOptions:
     """What a deployment decides about its runners.
 
-    precision: of the products. batch_tokens: cost of a batch at most. num_gpus: GPUs that BentoML reserves
-    for each runner; 0 lets it use all that it sees. timeout_s: of one call.
+    precision: of the products. use_kernels: whether our own kernels may run where the processor allows.
+    batch_tokens: cost of a batch at most; None: what suits the device. num_gpus: GPUs that BentoML reserves for
+    each runner; 0 lets it use all that it sees. timeout_s: of one call.
     """
 
     precision: Precision
-    batch_tokens: int
+    use_kernels: bool
+    batch_tokens: int | None
     num_gpus: int
     timeout_s: float
 
@@ -58,9 +62,9 @@ def make_runner(model: Model, tag: bentoml.Tag, options: RunnerOptions) -> bento
             self.engines = load_engines(Path(self.checkpoint.path), model, options)
             self.load_s = time.perf_counter() - started
             self.batcher: Batcher[Item, np.ndarray] = Batcher(
-                [functools.partial(embed_or_exit, engine) for engine in self.engines],
+                [functools.partial(embed_or_exit, e) for e in self.engines for _ in range(e.num_callers)],
                 cost=self.engines[0].cost,
-                budget=options.batch_tokens,
+                budget=options.batch_tokens or self.engines[0].budget,
                 lingers=lambda item: item.pooled,  # a pooled result is a few kilobytes
             )
 
@@ -78,7 +82,7 @@ def make_runner(model: Model, tag: bentoml.Tag, options: RunnerOptions) -> bento
 
             items = [Item(sequence, pooled, dtype) for sequence in sequences]
             results = await self.batcher.run(items)
-            return encode_reply(results, model.dim, dtype, self.engines[0].precision)
+            return encode_reply(results, model.dim, dtype, self.engines[0].choice.precision)
 
         @bentoml.api
         async def status(self) -> dict[str, Any]:
@@ -89,7 +93,8 @@ def make_runner(model: Model, tag: bentoml.Tag, options: RunnerOptions) -> bento
                 "devices": [str(engine.device) for engine in self.engines],
                 "precision": engine.choice.precision,
                 "precision_reason": engine.choice.precision_reason,
-                "attention": engine.choice.backend_reason,
+                "backend": engine.choice.backend_reason,
+                "batch_tokens": self.batcher.budget,
                 "load_s": self.load_s,
                 "batcher": asdict(self.batcher.statistics),
             }
@@ -121,16 +126,17 @@ def load_engines(folder: Path, model: Model, options: RunnerOptions) -> list[Eng
     """
     import torch
 
+    from models.backends.choice import choose
     from models.engine import Engine
 
     num_gpus = torch.cuda.device_count()
     if options.num_gpus and num_gpus != options.num_gpus:
         raise RuntimeError(f"RUNNER_GPUS reserves {options.num_gpus} GPUs, {model.name} sees {num_gpus}")
     keep_freed_memory()
-    if hasattr(os, "sched_getaffinity"):
-        torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.set_num_threads(usable_cores())
     devices = [f"cuda:{i}" for i in range(num_gpus)] or ["cpu"]
-    engines = [Engine(folder, model, device, options.precision) for device in devices]
+    chosen = [choose(torch.device(name), model.family, options.precision, options.use_kernels) for name in devices]
+    engines = [Engine(folder, model, name, choice=choice) for name, choice in zip(devices, chosen, strict=True)]
     for engine in engines:
         logger.info(
             "%s on %s: %s (%s); %s",

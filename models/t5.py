@@ -77,10 +77,9 @@ class T5:
         The sums between blocks stay in float32; products run in the backend's precision.
         """
         c = self.config
+        attend = self.backend.attention(pack, (c.num_heads, c.head_dim), bias=self.bias)
         x = self.embedding[pack.tokens]
         for block in self.blocks:
-            qkv = block.qkv(block.attention_norm(x))
-            attended = self.backend.attend(qkv, pack, (c.num_heads, c.head_dim), scale=1.0, bias=self.bias)
-            block.add_attended(attended, x)
+            block.add_attended(attend(block.qkv(block.attention_norm(x)), 1.0), x)
             block.add_down(block.up(block.feed_forward_norm(x)), x)
         return F.rms_norm(x, (c.dim,), self.final_norm, c.norm_eps)

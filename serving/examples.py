@@ -57,7 +57,7 @@ MODEL_INFO: dict[str, Any] = {
     "sequence_length_range": "10-5000",
     "replaced_residues": {"U": "X", "Z": "X", "O": "X", "B": "X"},
     "precision_reason": "the GPU has bfloat16 units (compute capability 8.0 or above)",
-    "attention": "attend_each: variable-length kernels take no position bias",
+    "backend": "flex: CUDA, 16-bit, with a position bias",
     "devices": ["cuda:0"],
     "batcher": {"num_batches": 12, "num_items": 310, "num_joined": 2, "num_failed": 0, "queue_items": 0},
     "inputs": [
@@ -104,7 +104,8 @@ SERVICE_CONFIG: dict[str, Any] = {
     "runner": {
         "models": ["prot_t5:4c1f0a9be2d7735a"],
         "precision": "auto",
-        "batch_tokens": 8192,
+        "use_kernels": True,
+        "batch_tokens": None,
         "gpus_per_runner": 0,
         "timeout_seconds": 600.0,
     },

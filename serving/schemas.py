@@ -112,7 +112,7 @@ class ModelInfo(ModelSummary):
     sequence_length_range: str
     replaced_residues: dict[str, str]
     precision_reason: str | None
-    attention: str | None
+    backend: str | None
     devices: list[str]
     batcher: dict[str, int] = Field(description="counters since the runner's start, and what waits now")
     inputs: list[TensorInfo]

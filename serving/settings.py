@@ -51,10 +51,15 @@ class Settings(BaseSettings):
     )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="least level logged")
 
-    precision: Literal["auto", "fp32", "bf16"] = Field(
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="precision of the products; `auto` asks the hardware"
     )
-    batch_tokens: int = Field(8192, ge=64, le=1_000_000, description="cost of one batch at most, in tokens")
+    use_kernels: bool = Field(
+        True, description="own kernels where the processor has 16-bit products; else torch's"
+    )
+    batch_tokens: int | None = Field(
+        None, ge=64, le=1_000_000, description="cost of one batch at most, in tokens; unset: what suits the device"
+    )
     runner_gpus: int = Field(
         0, ge=0, le=64, description="GPUs reserved for each model; 0: every model uses all that are there"
     )

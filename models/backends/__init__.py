@@ -1,1 +1,1 @@
-"""Who does the arithmetic: torch's operations everywhere, our own kernels where the processor has 16-bit products."""
+"""Who does the arithmetic: torch's operations everywhere, our own kernels where a CPU has 16-bit products."""

@@ -1,8 +1,8 @@
 """What an encoder asks of its arithmetic.
 
-Shapes: T tokens in a pack, D width, N columns of a linear layer, H heads, K head width. What stands between a norm and
-the linear layers behind it ("hidden") is in a layout of the backend's own: it goes from one of these functions to the
-next and nobody else reads it. The running sum `x` is (T, D) float32 in every backend.
+Shapes: T tokens in a pack, D width, N columns of a linear layer, H heads, K head width. What stands between a norm
+and the linear layers behind it ("hidden") is in a layout of the backend's own: it goes from one of these functions
+to the next and nobody else reads it. The running sum `x` is (T, D) float32 in every backend.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from models.positions import PositionBias, Rotary
 
 Activation = Literal["gelu", "relu"]
 Hidden = Tensor
-Rotation = tuple[Tensor, Tensor]  # cosines and sines, as the backend's `attend` wants them
+AttendPack = Callable[[Tensor, float], Hidden]  # (queries, keys and values; scale) -> hidden
 
 
 @dataclass(frozen=True)
@@ -62,18 +62,11 @@ class Backend(Protocol):
         """(hidden, x): x += linear(hidden), in place."""
         ...
 
-    def rotation(self, rotary: Rotary, pack: Pack) -> Rotation:
-        """The rotations of a pack's tokens."""
-        ...
+    def attention(
+        self, pack: Pack, heads: tuple[int, int], rotary: Rotary | None = None, bias: PositionBias | None = None
+    ) -> AttendPack:
+        """Softmax attention of a pack's tokens, each over those of its own sequence; heads: (H, K).
 
-    def attend(
-        self,
-        qkv: Tensor,
-        pack: Pack,
-        heads: tuple[int, int],
-        scale: float,
-        rotation: Rotation | None = None,
-        bias: PositionBias | None = None,
-    ) -> Hidden:
-        """Softmax attention of every token over those of its own sequence; heads: (H, K)."""
+        Made once for a pack; every layer calls what it gives.
+        """
         ...

@@ -1,7 +1,7 @@
 """Our own kernels (models/kernels): bfloat16 products on x86 processors that have them.
 
-Weights are laid out once as the kernels read them; what follows a product happens on each block of it while it is in
-the nearest cache. A token's numbers depend on its own sequence alone, bit for bit: no sum is cut by the batch.
+Weights are laid out once as the kernels read them; what follows a product happens on each block of it while it is
+in the nearest cache. A token's numbers depend on its own sequence alone, bit for bit: no sum is cut by the batch.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.backends.base import Activation, Hidden, Rotation, Weights
+from models.backends.base import Activation, AttendPack, Hidden, Weights
 from models.kernels.library import Kernels
 from models.packing import Pack
 from models.positions import PositionBias, Rotary
@@ -71,7 +71,7 @@ class Native:
         assert gate.bias is None
         assert weights.bias is None
         # 16 columns of the gate, then the same 16 of what it scales: a block of products has both
-        pair = [_padded_rows(layer.weight).unflatten(0, (-1, SIDE // 2)) for layer in (gate, weights)]
+        pair = [_padded_rows(layer.weight).view(-1, SIDE // 2, layer.weight.shape[1]) for layer in (gate, weights)]
         return self._to_panels(strips_of(torch.stack(pair, 1).flatten(0, 2)), None, GATED_GELU)
 
     def added(self, weights: Weights) -> Callable[[Hidden, Tensor], None]:
@@ -83,35 +83,30 @@ class Native:
 
         return apply
 
-    def rotation(self, rotary: Rotary, pack: Pack) -> Rotation:
-        """The whole tables: the kernel looks a token's position up."""
-        rotary.reach(pack.max_length)
-        return rotary.cos, rotary.sin
-
-    def attend(
-        self,
-        qkv: Tensor,
-        pack: Pack,
-        heads: tuple[int, int],
-        scale: float,
-        rotation: Rotation | None = None,
-        bias: PositionBias | None = None,
-    ) -> Hidden:
+    def attention(
+        self, pack: Pack, heads: tuple[int, int], rotary: Rotary | None = None, bias: PositionBias | None = None
+    ) -> AttendPack:
         num_heads, head_dim = heads
-        dim = num_heads * head_dim
-        cos, sin = rotation or (None, None)
-        by_distance, longest = None, 0
+        cos = sin = by_distance = None
+        longest = 0
+        if rotary is not None:
+            rotary.reach(pack.max_length)
+            cos, sin = rotary.cos, rotary.sin
         if bias is not None:
             bias.reach(pack.max_length)
             by_distance, longest = bias.by_distance * math.log2(math.e), bias.longest
-        out = torch.zeros(len(qkv) * _padded(dim), dtype=torch.bfloat16)
-        status = self.kernels.attention(
-            *(_at(qkv), _at(out), _at(pack.cu_seqlens), len(pack.lengths), qkv.shape[1], num_heads, head_dim),
-            *(_at(cos), _at(sin), _at(by_distance), longest, scale, torch.get_num_threads()),
-        )
-        if status:
-            raise MemoryError("attention")
-        return out
+
+        def apply(qkv: Tensor, scale: float) -> Hidden:
+            out = torch.zeros(len(qkv) * _padded(num_heads * head_dim), dtype=torch.bfloat16)
+            status = self.kernels.attention(
+                *(_at(qkv), _at(out), _at(pack.cu_seqlens), len(pack.lengths), qkv.shape[1], num_heads, head_dim),
+                *(_at(cos), _at(sin), _at(by_distance), longest, scale, torch.get_num_threads()),
+            )
+            if status:
+                raise MemoryError("attention")
+            return out
+
+        return apply
 
     def _to_panels(self, strips: Tensor, bias: Tensor | None, then: int) -> Callable[[Hidden], Hidden]:
         num_columns = strips.shape[0] * SIDE
@@ -143,7 +138,7 @@ class Native:
 
 
 def strips_of(weight: Tensor) -> Tensor:
-    """A weight (N, D) as the kernels read it: (ceil(N / 32), ceil(D / 32), 2, 16, 16, 2) bfloat16, zeros around."""
+    """A weight (N, D) as the kernels read it: (ceil(N / 32), ceil(D / 32), 2, 16, 16, 2) bfloat16."""
     rest = -weight.shape[1] % SIDE
     padded = F.pad(_padded_rows(weight).to(torch.bfloat16), (0, rest))
     half = SIDE // 2
@@ -156,7 +151,9 @@ def _padded_rows(weight: Tensor) -> Tensor:
 
 
 def _padded_bias(weights: Weights) -> Tensor | None:
-    return None if weights.bias is None else F.pad(weights.bias.float(), (0, -len(weights.bias) % SIDE)).contiguous()
+    return (
+        None if weights.bias is None else F.pad(weights.bias.float(), (0, -len(weights.bias) % SIDE)).contiguous()
+    )
 
 
 def _panels(num_rows: int) -> int:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.attention import Attention
-from models.backends.base import Activation, Hidden, Rotation, Weights
+from models.backends.base import Activation, AttendPack, Hidden, Weights
 from models.packing import Pack
 from models.positions import PositionBias, Rotary
 
@@ -21,11 +21,11 @@ class Portable:
 
     device: torch.device
     dtype: torch.dtype
-    attention: Attention
+    way: Attention
 
     @property
     def description(self) -> str:
-        return f"torch, {self.attention.__name__}"
+        return f"torch, {self.way.__name__}"
 
     def norm(self, weight: Tensor, bias: Tensor | None, eps: float) -> Callable[[Tensor], Hidden]:
         scale = weight.to(self.device, torch.float32)
@@ -57,27 +57,25 @@ class Portable:
 
         return apply
 
-    def rotation(self, rotary: Rotary, pack: Pack) -> Rotation:
-        """(T, 1, K / 2) each, in `dtype`."""
-        rotary.reach(pack.max_length)
-        cos, sin = (table[pack.positions].unsqueeze(1).to(self.dtype) for table in (rotary.cos, rotary.sin))
-        return cos, sin
-
-    def attend(
-        self,
-        qkv: Tensor,
-        pack: Pack,
-        heads: tuple[int, int],
-        scale: float,
-        rotation: Rotation | None = None,
-        bias: PositionBias | None = None,
-    ) -> Hidden:
-        query, key, value = qkv.view(-1, 3, *heads).unbind(1)
-        if rotation is not None:
-            query, key = rotate(query, *rotation), rotate(key, *rotation)
+    def attention(
+        self, pack: Pack, heads: tuple[int, int], rotary: Rotary | None = None, bias: PositionBias | None = None
+    ) -> AttendPack:
+        rotation: tuple[Tensor, Tensor] | None = None
+        if rotary is not None:
+            rotary.reach(pack.max_length)
+            cos, sin = (table[pack.positions].unsqueeze(1).to(self.dtype) for table in (rotary.cos, rotary.sin))
+            rotation = cos, sin
         if bias is not None:
             bias.reach(pack.max_length)
-        return self.attention(query, key, value, pack, None if bias is None else bias.block, scale).flatten(1)
+        attend = self.way(pack, bias)
+
+        def apply(qkv: Tensor, scale: float) -> Hidden:
+            query, key, value = qkv.view(-1, 3, *heads).unbind(1)
+            if rotation is not None:
+                query, key = rotate(query, *rotation), rotate(key, *rotation)
+            return attend(query, key, value, scale).flatten(1)
+
+        return apply
 
     def _linear(self, weights: Weights) -> Callable[[Tensor], Tensor]:
         weight = weights.weight.to(self.device, self.dtype)

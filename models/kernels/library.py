@@ -11,6 +11,7 @@ import hashlib
 import importlib.util
 import logging
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -19,8 +20,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 logger = logging.getLogger(__name__)
 
 SOURCE = Path(__file__).parent
@@ -28,7 +27,7 @@ _FLAGS = ("-O3", "-std=gnu11", "-fPIC", "-shared", "-Wall", "-Wextra", "-mfma")
 _AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512bf16")
 COMPILE_TIMEOUT_S = 120
 
-# Linux's arch_prctl: a process asks once for the use of tile data. Source: the kernel's Documentation/arch/x86/xstate.rst
+# A process asks once for the use of tile data. Source: Linux, Documentation/arch/x86/xstate.rst
 _SYS_ARCH_PRCTL, _ARCH_REQ_XCOMP_PERM, _XFEATURE_XTILEDATA = 158, 0x1023, 18
 
 
@@ -69,7 +68,9 @@ class Kernels:
         self.norm.argtypes = [pointer] * 4 + [real] + [count] * 3
         self.norm.restype = None
         self.attention = loaded.pes_attention
-        self.attention.argtypes = [pointer] * 3 + [count, number] + [count] * 2 + [pointer] * 3 + [count, real, count]
+        self.attention.argtypes = (
+            [pointer] * 3 + [count, number] + [count] * 2 + [pointer] * 3 + [count, real, count]
+        )
         self.attention.restype = count
 
 
@@ -91,8 +92,8 @@ def load(build: Build | None = None) -> Kernels:
 
 def choose_build() -> Build:
     """The best build that this processor runs."""
-    if sys.platform != "linux":
-        raise KernelsUnavailable(f"no kernels for {sys.platform}")
+    import torch  # not to compile
+
     has = torch.cpu.get_capabilities()
     for build in BUILDS.values():
         if all(has.get(flag) for flag in build.needs):
@@ -101,9 +102,17 @@ def choose_build() -> Build:
 
 
 def compiled(build: Build) -> Path:
-    """The shared library of a build: found, or compiled now."""
+    """The shared library of a build: found, or compiled now.
+
+    Raises:
+        KernelsUnavailable: another system or processor, no compiler, or a failed compilation.
+    """
+    if (sys.platform, platform.machine()) != ("linux", "x86_64"):
+        raise KernelsUnavailable(f"no kernels for {platform.machine()} on {sys.platform}")
     sources = sorted(SOURCE.glob("*.c"))
-    digest = hashlib.sha256("".join([*map(Path.read_text, [*sources, *SOURCE.glob("*.h")]), *build.flags]).encode())
+    digest = hashlib.sha256(
+        "".join([*map(Path.read_text, [*sources, *SOURCE.glob("*.h")]), *build.flags]).encode()
+    )
     name = f"kernels-{build.name.lower()}-{digest.hexdigest()[:12]}.so"
     for folder in _folders():
         if (folder / name).exists():
@@ -124,30 +133,34 @@ def _folders() -> Iterator[Path]:
 
 
 def _compile(sources: list[Path], build: Build, library: Path) -> None:
-    compiler = find_compiler()
-    if compiler is None:
-        raise KernelsUnavailable("no C compiler (cc, gcc, clang, or `pip install ziglang`)")
-    with tempfile.TemporaryDirectory(dir=library.parent) as scratch:
-        made = Path(scratch) / library.name
-        command = [*compiler, *_FLAGS, *build.flags, *map(str, sources), "-o", str(made)]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=COMPILE_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            raise KernelsUnavailable(f"{compiler[0]} took more than {COMPILE_TIMEOUT_S} s") from None
-        if done.returncode:
+    """By the first compiler that can: one may be there without the headers of the C library, say."""
+    reason = "no C compiler (cc, gcc, clang, or `pip install ziglang`)"
+    for compiler in compilers():
+        with tempfile.TemporaryDirectory(dir=library.parent) as scratch:
+            made = Path(scratch) / library.name
+            command = [*compiler, *_FLAGS, *build.flags, *map(str, sources), "-o", str(made)]
+            try:
+                done = subprocess.run(
+                    command, capture_output=True, text=True, check=False, timeout=COMPILE_TIMEOUT_S
+                )
+            except subprocess.TimeoutExpired:
+                reason = f"{compiler[0]} took more than {COMPILE_TIMEOUT_S} s"
+                continue
+            if done.returncode == 0:
+                made.rename(library)
+                return
+            reason = f"{compiler[0]} failed; the log has its messages"
             logger.warning("%s failed: %s", " ".join(command), done.stderr)
-            raise KernelsUnavailable(f"{compiler[0]} failed; the log has its messages")
-        made.rename(library)
+    raise KernelsUnavailable(reason)
 
 
-def find_compiler() -> list[str] | None:
-    """The command that compiles C here."""
+def compilers() -> Iterator[list[str]]:
+    """The commands that compile C here."""
     for name in ("cc", "gcc", "clang"):
         if found := shutil.which(name):
-            return [found]
+            yield [found]
     if importlib.util.find_spec("ziglang"):
-        return [sys.executable, "-m", "ziglang", "cc"]
-    return None
+        yield [sys.executable, "-m", "ziglang", "cc"]
 
 
 def _ask_for_tiles() -> None:

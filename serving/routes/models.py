@@ -63,7 +63,7 @@ async def model_info(
         sequence_length_range=length_range(gateway),
         replaced_residues=dict(row.replaced_residues),
         precision_reason=runner.get("precision_reason"),
-        attention=runner.get("attention"),
+        backend=runner.get("backend"),
         devices=runner.get("devices", []),
         batcher=runner.get("batcher", {}),
         inputs=[

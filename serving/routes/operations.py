@@ -87,6 +87,7 @@ async def config(gateway: Annotated[Gateway, Depends(gateway_of)]) -> ServiceCon
         runner={
             "models": [served.tag for served in gateway.served.values()],
             "precision": s.precision,
+            "use_kernels": s.use_kernels,
             "batch_tokens": s.batch_tokens,
             "gpus_per_runner": s.runner_gpus,
             "timeout_seconds": s.runner_timeout_s,
