@@ -61,13 +61,10 @@ class Esm2:
                 add_down=backend.added(read(f"{prefix}.output.dense")),
             )
 
-        self.embedding = weights["embeddings.word_embeddings.weight"].to(device, torch.float32)
+        self.embedding = weights["embeddings.word_embeddings.weight"].to(device, torch.float32, copy=True)
         self.layers = [read_layer(f"encoder.layer.{i}") for i in range(config.num_layers)]
-        last = "encoder.emb_layer_norm_after"
-        self.final_norm = (
-            weights[f"{last}.weight"].to(device, torch.float32),
-            weights[f"{last}.bias"].to(device, torch.float32),
-        )
+        last = [weights[f"encoder.emb_layer_norm_after.{part}"] for part in ("weight", "bias")]
+        self.final_norm = [tensor.to(device, torch.float32, copy=True) for tensor in last]
         self.rotary = Rotary(config.head_dim, device)
 
     def encode(self, pack: Pack) -> Tensor:
@@ -82,4 +79,4 @@ class Esm2:
         for layer in self.layers:
             layer.add_attended(attend(layer.qkv(layer.attention_norm(x)), c.head_dim**-0.5), x)
             layer.add_down(layer.up(layer.feed_forward_norm(x)), x)
-        return F.layer_norm(x, (c.dim,), *self.final_norm, eps=c.norm_eps)
+        return F.layer_norm(x, (c.dim,), self.final_norm[0], self.final_norm[1], c.norm_eps)

@@ -6,11 +6,9 @@ sequence that failed.
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import logging
 import os
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -26,6 +24,7 @@ from models.batcher import Batcher
 from models.catalogue import Model
 from models.configs import CheckpointError
 from models.cores import usable_cores
+from models.memory import give_freed_memory_back, keep_freed_memory
 from models.wire import encode_reply
 
 if TYPE_CHECKING:
@@ -132,11 +131,12 @@ def load_engines(folder: Path, model: Model, options: RunnerOptions) -> list[Eng
     num_gpus = torch.cuda.device_count()
     if options.num_gpus and num_gpus != options.num_gpus:
         raise RuntimeError(f"RUNNER_GPUS reserves {options.num_gpus} GPUs, {model.name} sees {num_gpus}")
-    keep_freed_memory()
+    give_freed_memory_back()
     torch.set_num_threads(usable_cores())
     devices = [f"cuda:{i}" for i in range(num_gpus)] or ["cpu"]
     chosen = [choose(torch.device(name), model.family, options.precision, options.use_kernels) for name in devices]
     engines = [Engine(folder, model, name, choice=choice) for name, choice in zip(devices, chosen, strict=True)]
+    keep_freed_memory()
     for engine in engines:
         logger.info(
             "%s on %s: %s (%s); %s",
@@ -155,19 +155,3 @@ def embed_or_exit(engine: Engine, items: Sequence[Item]) -> Sequence[np.ndarray 
     except DeviceLost:
         logger.critical("%s has lost its device; the runner ends", engine.model.name, exc_info=True)
         os._exit(1)
-
-
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
-LARGEST_ACTIVATION = 1 << 30
-
-
-def keep_freed_memory() -> None:
-    """Asks glibc to reuse freed activations instead of giving their pages back and faulting them in again.
-
-    What it is worth: docs/decisions/0010-freed-memory-is-kept.md.
-    """
-    if sys.platform == "linux":
-        libc = ctypes.CDLL(None)
-        if hasattr(libc, "mallopt"):  # not in every libc
-            libc.mallopt(M_MMAP_THRESHOLD, LARGEST_ACTIVATION)
-            libc.mallopt(M_TRIM_THRESHOLD, LARGEST_ACTIVATION)

@@ -63,7 +63,7 @@ class T5:
             )
 
         def read_float(name: str) -> Tensor:
-            return weights[f"{name}.weight"].to(device, torch.float32)
+            return weights[f"{name}.weight"].to(device, torch.float32, copy=True)  # not the mapped file's
 
         self.embedding = read_float("shared")
         self.blocks = [read_block(f"encoder.block.{i}.layer") for i in range(config.num_layers)]

@@ -40,7 +40,7 @@ class Native:
         return f"own kernels, {self.kernels.instructions}"
 
     def norm(self, weight: Tensor, bias: Tensor | None, eps: float) -> Callable[[Tensor], Hidden]:
-        scale, shift = weight.float().contiguous(), None if bias is None else bias.float().contiguous()
+        scale, shift = _copied(weight), None if bias is None else _copied(bias)
 
         def apply(x: Tensor) -> Hidden:
             num_rows, dim = x.shape
@@ -71,7 +71,8 @@ class Native:
         assert gate.bias is None
         assert weights.bias is None
         # 16 columns of the gate, then the same 16 of what it scales: a block of products has both
-        pair = [_padded_rows(layer.weight).view(-1, SIDE // 2, layer.weight.shape[1]) for layer in (gate, weights)]
+        padded = [_padded_to_blocks(layer.weight) for layer in (gate, weights)]
+        pair = [weight.view(-1, SIDE // 2, weight.shape[1]) for weight in padded]
         return self._to_panels(strips_of(torch.stack(pair, 1).flatten(0, 2)), None, GATED_GELU)
 
     def added(self, weights: Weights) -> Callable[[Hidden, Tensor], None]:
@@ -87,6 +88,7 @@ class Native:
         self, pack: Pack, heads: tuple[int, int], rotary: Rotary | None = None, bias: PositionBias | None = None
     ) -> AttendPack:
         num_heads, head_dim = heads
+        dim = num_heads * head_dim
         cos = sin = by_distance = None
         longest = 0
         if rotary is not None:
@@ -97,7 +99,8 @@ class Native:
             by_distance, longest = bias.by_distance * math.log2(math.e), bias.longest
 
         def apply(qkv: Tensor, scale: float) -> Hidden:
-            out = torch.zeros(len(qkv) * _padded(num_heads * head_dim), dtype=torch.bfloat16)
+            make = torch.zeros if dim % SIDE else torch.empty  # columns that nobody writes must be zero
+            out = make(len(qkv) * _padded(dim), dtype=torch.bfloat16)
             status = self.kernels.attention(
                 *(_at(qkv), _at(out), _at(pack.cu_seqlens), len(pack.lengths), qkv.shape[1], num_heads, head_dim),
                 *(_at(cos), _at(sin), _at(by_distance), longest, scale, torch.get_num_threads()),
@@ -139,21 +142,26 @@ class Native:
 
 def strips_of(weight: Tensor) -> Tensor:
     """A weight (N, D) as the kernels read it: (ceil(N / 32), ceil(D / 32), 2, 16, 16, 2) bfloat16."""
-    rest = -weight.shape[1] % SIDE
-    padded = F.pad(_padded_rows(weight).to(torch.bfloat16), (0, rest))
+    padded = _padded_to_blocks(weight.to(torch.bfloat16))
+    pairs = padded.view(torch.int32)  # of neighbours along D, which stay together
     half = SIDE // 2
-    blocks = padded.view(len(padded) // SIDE, 2, half, padded.shape[1] // SIDE, half, 2)
-    return blocks.permute(0, 3, 1, 4, 2, 5).contiguous()
+    blocks = pairs.view(len(padded) // SIDE, 2, half, padded.shape[1] // SIDE, half)
+    strips = blocks.permute(0, 3, 1, 4, 2).contiguous().view(torch.bfloat16)
+    return strips.view(*strips.shape[:-1], half, 2)
 
 
-def _padded_rows(weight: Tensor) -> Tensor:
-    return F.pad(weight, (0, 0, 0, -len(weight) % SIDE))
+def _copied(tensor: Tensor) -> Tensor:
+    """In float32, apart from the file that holds it."""
+    return tensor.to(torch.float32, copy=True)
+
+
+def _padded_to_blocks(weight: Tensor) -> Tensor:
+    rows, columns = (-size % SIDE for size in weight.shape)
+    return F.pad(weight, (0, columns, 0, rows)) if rows or columns else weight.contiguous()
 
 
 def _padded_bias(weights: Weights) -> Tensor | None:
-    return (
-        None if weights.bias is None else F.pad(weights.bias.float(), (0, -len(weights.bias) % SIDE)).contiguous()
-    )
+    return None if weights.bias is None else F.pad(_copied(weights.bias), (0, -len(weights.bias) % SIDE))
 
 
 def _panels(num_rows: int) -> int:

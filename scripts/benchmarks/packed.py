@@ -1,0 +1,59 @@
+"""The engine as a contender."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+
+from models.backends.choice import choose
+from models.engine import EmbeddingError, Engine, Item
+from models.planning import plan
+from scripts.benchmarks.contenders import Task
+
+USES_KERNELS: Mapping[str, bool] = {"native": True, "torch": False}  # by the name of a backend
+
+
+class Packed:
+    """All sequences, longest first, in batches of the budget, by as many threads as a runner has."""
+
+    def __init__(self, task: Task, backend: str = "native") -> None:
+        device = torch.device(task.device)
+        choice = choose(device, task.model.family, task.precision, USES_KERNELS[backend])
+        self.engine = Engine(task.folder, task.model, task.device, choice=choice)
+        self.budget = task.budget_tokens or self.engine.budget
+
+    def __call__(self, sequences: Sequence[str]) -> list[np.ndarray]:
+        results = []
+        for result in self.embed([Item(sequence, pooled=True, dtype="float32") for sequence in sequences]):
+            if isinstance(result, EmbeddingError):
+                raise result
+            results.append(result)
+        return results
+
+    def residues(self, sequences: Sequence[str]) -> list[np.ndarray | None]:
+        """(L, D) float32 of each sequence, or none where the engine failed on it."""
+        found = self.embed([Item(sequence, pooled=False, dtype="float32") for sequence in sequences])
+        return [None if isinstance(result, EmbeddingError) else result for result in found]
+
+    def embed(self, items: Sequence[Item]) -> list[np.ndarray | EmbeddingError]:
+        order = sorted(range(len(items)), key=lambda index: -len(items[index].sequence))
+        costs = [self.engine.cost(items[index]) for index in order]
+        batches = [[order[place] for place in places] for places in plan(costs, self.budget)]
+        results: dict[int, np.ndarray | EmbeddingError] = {}
+        for batch, found in zip(batches, self._embed_each(batches, items), strict=True):
+            results |= zip(batch, found, strict=True)
+        return [results[index] for index in range(len(items))]
+
+    def _embed_each(
+        self, batches: Sequence[Sequence[int]], items: Sequence[Item]
+    ) -> list[list[np.ndarray | EmbeddingError]]:
+        def run(batch: Sequence[int]) -> list[np.ndarray | EmbeddingError]:
+            return self.engine.embed([items[index] for index in batch])
+
+        if self.engine.num_callers == 1:
+            return [run(batch) for batch in batches]
+        with ThreadPoolExecutor(self.engine.num_callers) as threads:
+            return list(threads.map(run, batches))
