@@ -77,7 +77,7 @@ class Settings(BaseSettings):
         description="redis://, rediss:// or unix:// address; unset: the service starts a Redis of its own",
     )
     redis_ttl_days: float = Field(30, ge=0.001, le=3650, description="days that a cached embedding is kept")
-    redis_compression_level: int = Field(6, ge=0, le=9, description="zlib level of cached embeddings; 0: none")
+    redis_compression_level: int = Field(6, ge=0, le=9, description="of cached embeddings, as zlib's; 0: none")
     redis_max_memory_mb: int = Field(
         2048, ge=16, description="megabytes of the service's own Redis at most; the least used keys go first"
     )
