@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import importlib.metadata
-import logging
 import platform
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +14,26 @@ import torch
 import transformers
 
 from models.cores import usable_cores
-from models.runner import keep_freed_memory
+from models.memory import give_freed_memory_back, keep_freed_memory
 
 _PACKAGES = ("torch", "transformers", "numpy", "fair-esm")
 
 
 def prepare() -> None:
-    """Makes this process as a runner's is: its cores, its memory. Peers run in it too."""
-    keep_freed_memory()
+    """This process gets the cores that a runner has, and transformers is quiet."""
     torch.set_num_threads(usable_cores())
     transformers.logging.set_verbosity_error()
-    logging.getLogger("models").setLevel(logging.CRITICAL)  # what fails is in the table
+    transformers.logging.disable_progress_bar()
 
 
-def choose_device() -> str:
-    return "cuda:0" if torch.cuda.is_available() else "cpu"
+@contextmanager
+def loading() -> Iterator[None]:
+    """Weights are loaded as a runner loads them; freed memory is kept from then on. Peers have it too."""
+    give_freed_memory_back()
+    try:
+        yield
+    finally:
+        keep_freed_memory()
 
 
 def describe(device: str) -> dict[str, Any]:

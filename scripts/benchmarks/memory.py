@@ -24,19 +24,26 @@ class Meter:
 
     def __init__(self, device: str) -> None:
         self._device = device
-        gc.collect()
+        release_freed_memory()
         if device == "cpu":
-            ctypes.CDLL(None).malloc_trim(0)
             Path("/proc/self/clear_refs").write_text("5")  # sets the high-water mark to what is in use
             self._start = _status_bytes("VmRSS")
         else:
-            torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(device)
             self._start = torch.cuda.memory_allocated(device)
 
     def peak_bytes(self) -> int:
         is_cpu = self._device == "cpu"
         return (_status_bytes("VmHWM") if is_cpu else torch.cuda.max_memory_allocated(self._device)) - self._start
+
+
+def release_freed_memory() -> None:
+    """What was freed goes back to the system, on the host (glibc) and on the device."""
+    gc.collect()
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "malloc_trim"):
+        libc.malloc_trim(0)
+    torch.cuda.empty_cache()
 
 
 def in_fresh_process(measure: Callable[P, int], *arguments: P.args, **named: P.kwargs) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Sequence
 
 import torch
@@ -11,6 +10,7 @@ import torch.nn.functional as F
 
 from models.catalogue import Model
 from models.configs import EncoderConfig
+from scripts.benchmarks.clock import timed
 
 PEAK_TOKENS = 4096
 _PRODUCTS, _REPEATS = 4, 8  # products between two looks at the clock; how often
@@ -19,9 +19,9 @@ _PRODUCTS, _REPEATS = 4, 8  # products between two looks at the clock; how often
 def count_operations(model: Model, config: EncoderConfig, lengths: Sequence[int]) -> int:
     """Useful operations of an encoder on sequences of so many residues, each with its special tokens.
 
-    A multiplication and an addition for every weight of the linear layers and every token, and twice that for every
-    pair of tokens of a sequence and every column of attention: scores, and the sum of values. Norms, activations and
-    the softmax are left out, as is padding.
+    A multiplication and an addition for every weight of the linear layers and every token, and twice that for
+    every pair of tokens of a sequence and every column of attention: scores, and the sum of values. Norms,
+    activations and the softmax are left out, as is padding.
     """
     inner = config.num_heads * config.head_dim
     projections = 3 if config.is_gated else 2
@@ -35,18 +35,10 @@ def matrix_peak(model: Model, device: str, dtype: torch.dtype) -> float:
     x = torch.randn(PEAK_TOKENS, model.dim, device=device).to(dtype)
     weight = torch.randn(model.feed_forward_dim, model.dim, device=device).to(dtype)
     bias = torch.zeros(model.feed_forward_dim, device=device, dtype=dtype)
-    seconds = []
-    for _ in range(_REPEATS):
-        synchronise(device)
-        started = time.perf_counter()
+
+    def multiply() -> None:
         for _ in range(_PRODUCTS):
             F.linear(x, weight, bias)
-        synchronise(device)
-        seconds.append(time.perf_counter() - started)
+
+    seconds = [timed(multiply, device)[1] for _ in range(_REPEATS)]
     return _PRODUCTS * 2 * PEAK_TOKENS * model.dim * model.feed_forward_dim / statistics.median(seconds[1:])
-
-
-def synchronise(device: str) -> None:
-    """Waits until the device has done what it was given: a clock read before is too early."""
-    if device != "cpu":
-        torch.cuda.synchronize(device)

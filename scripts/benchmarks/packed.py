@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,23 +26,36 @@ class Packed:
         self.engine = Engine(task.folder, task.model, task.device, choice=choice)
         self.budget = task.budget_tokens or self.engine.budget
 
+    def describe(self) -> dict[str, Any]:
+        """What the engine is, for the JSON line; why, printed."""
+        choice = self.engine.choice
+        print(f"engine: {choice.precision} ({choice.precision_reason}); {choice.backend_reason}")
+        return {
+            "precision": choice.precision,
+            "backend": choice.backend.description,
+            "budget_tokens": self.budget,
+        }
+
     def __call__(self, sequences: Sequence[str]) -> list[np.ndarray]:
+        return self.embed(sequences, self.budget)
+
+    def embed(self, sequences: Sequence[str], budget: int) -> list[np.ndarray]:
+        """(D,) float32 mean of each sequence; raises the error of one that failed."""
         results = []
-        for result in self.embed([Item(sequence, pooled=True, dtype="float32") for sequence in sequences]):
+        for result in self._run([Item(sequence, pooled=True, dtype="float32") for sequence in sequences], budget):
             if isinstance(result, EmbeddingError):
                 raise result
             results.append(result)
         return results
 
-    def residues(self, sequences: Sequence[str]) -> list[np.ndarray | None]:
-        """(L, D) float32 of each sequence, or none where the engine failed on it."""
-        found = self.embed([Item(sequence, pooled=False, dtype="float32") for sequence in sequences])
-        return [None if isinstance(result, EmbeddingError) else result for result in found]
+    def residues(self, sequences: Sequence[str]) -> list[np.ndarray | EmbeddingError]:
+        """(L, D) float32 of each sequence, or why not."""
+        return self._run([Item(sequence, pooled=False, dtype="float32") for sequence in sequences], self.budget)
 
-    def embed(self, items: Sequence[Item]) -> list[np.ndarray | EmbeddingError]:
+    def _run(self, items: Sequence[Item], budget: int) -> list[np.ndarray | EmbeddingError]:
         order = sorted(range(len(items)), key=lambda index: -len(items[index].sequence))
         costs = [self.engine.cost(items[index]) for index in order]
-        batches = [[order[place] for place in places] for places in plan(costs, self.budget)]
+        batches = [[order[place] for place in places] for places in plan(costs, budget)]
         results: dict[int, np.ndarray | EmbeddingError] = {}
         for batch, found in zip(batches, self._embed_each(batches, items), strict=True):
             results |= zip(batch, found, strict=True)

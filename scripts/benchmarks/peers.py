@@ -151,7 +151,7 @@ _ENCODERS: Mapping[str, Callable[[Task], Transformers | Extract]] = {
 
 
 def known_peers(task: Task) -> dict[str, dict[str, Way]]:
-    """The peers of a family on a device, each with its ways by name. Where there are several, the fastest counts."""
+    """The peers of a family on a device, each with its ways by name. Of several, the fastest counts."""
     is_cuda, is_esm2 = task.device != "cpu", task.model.family == "esm2"
     sizes = CUDA_BATCH_SIZES if is_cuda else BATCH_SIZES
 

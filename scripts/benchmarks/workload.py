@@ -24,18 +24,30 @@ _RESIDUES = {
 def sample(num: int, max_length: int, seed: int) -> list[str]:
     """Random proteins with Swiss-Prot's lengths and residues, none above `max_length`."""
     rng = np.random.default_rng(seed)
-    shares = np.array(list(_RESIDUES.values()))
-    sequences: list[str] = []
-    while len(sequences) < num:
+    lengths: list[int] = []
+    while len(lengths) < num:
         length = int(np.interp(rng.random(), np.linspace(0, 1, len(_LENGTHS)), _LENGTHS))
         if length <= max_length:
-            sequences.append("".join(rng.choice(list(_RESIDUES), length, p=shares / shares.sum())))
-    return sequences
+            lengths.append(length)
+    return [random_protein(length, rng) for length in lengths]
+
+
+def random_protein(length: int, rng: np.random.Generator) -> str:
+    """Residues drawn one by one with Swiss-Prot's shares."""
+    shares = np.array(list(_RESIDUES.values()))
+    return "".join(rng.choice(list(_RESIDUES), length, p=shares / shares.sum()))
 
 
 def load(fasta: Path | None, num: int, max_length: int, seed: int) -> list[str]:
-    """The first `num` sequences of a file that are not above `max_length`, or a sample where none is given."""
+    """The first `num` sequences of a file that are not above `max_length`, or a sample where none is given.
+
+    Raises:
+        SystemExit: there are none.
+    """
     if fasta is None:
         return sample(num, max_length, seed)
     found = [record.sequence.upper().removesuffix("*") for record in parse_fasta(fasta.read_text())]
-    return [sequence for sequence in found if len(sequence) <= max_length][:num]
+    kept = [sequence for sequence in found if 0 < len(sequence) <= max_length][:num]
+    if not kept:
+        raise SystemExit(f"{fasta} has no sequence of up to {max_length} residues")
+    return kept

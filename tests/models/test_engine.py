@@ -9,8 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from models.backends.choice import choose
 from models.catalogue import MINI
-from models.engine import DeviceLost, EmbeddingError, Encoder, Engine, Item, OutputDtype, choose_precision
+from models.engine import DeviceLost, EmbeddingError, Encoder, Engine, Item, OutputDtype
+from models.esm2 import Esm2
 from models.packing import Pack
 from models.planning import cost
 from tests.models.conftest import Folders
@@ -213,25 +215,15 @@ def test_a_sequence_is_answered_twice_the_same(mini: Engine) -> None:
     assert np.array_equal(once, again)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_an_asked_precision_is_kept(folders: Folders, precision: str) -> None:
-    engine = Engine(folders.of(MINI), MINI, precision="fp32" if precision == "fp32" else "bf16")
-    assert engine.precision == precision
-    assert engine.precision_reason == "asked for by PRECISION"
-    assert engine.attention_reason == "attend_each: no variable-length kernel on cpu"
+def test_an_asked_precision_is_kept(folders: Folders) -> None:
+    engine = Engine(folders.of(MINI), MINI, precision="fp32")
+    assert engine.choice.precision == "fp32"
+    assert engine.choice.precision_reason == "asked for by PRECISION"
 
 
-@pytest.mark.parametrize(
-    ("flags", "precision", "reason"),
-    [
-        ({"avx512_bf16": True}, "bf16", "the processor multiplies bfloat16 (AVX512-BF16 or AMX)"),
-        ({"amx_bf16": True}, "bf16", "the processor multiplies bfloat16 (AVX512-BF16 or AMX)"),
-        ({"avx2": True, "avx512_bf16": False}, "fp32", "no bfloat16 units on this cpu"),
-        ({}, "fp32", "no bfloat16 units on this cpu"),
-    ],
-)
-def test_auto_asks_the_processor(
-    monkeypatch: pytest.MonkeyPatch, flags: dict[str, bool], precision: str, reason: str
-) -> None:
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: flags)
-    assert choose_precision(torch.device("cpu"), "auto") == (precision, reason)
+def test_an_asked_backend_is_kept(folders: Folders) -> None:
+    wanted = choose(torch.device("cpu"), "esm2", "bf16", use_kernels=False)
+    engine = Engine(folders.of(MINI), MINI, precision="fp32", choice=wanted)
+    assert engine.choice is wanted
+    assert isinstance(engine.encoder, Esm2)
+    assert engine.encoder.backend is wanted.backend

@@ -17,13 +17,11 @@ from tests.models.references import (
     esm2_by_transformers,
     fair_esm_of,
     random_sequence,
-    worst_cosine_distance,
     worst_relative_error,
 )
 
 LENGTHS = (1, 2, 33, 300, 1500, 7)
 SEQUENCES = [random_sequence(length, seed) for seed, length in enumerate(LENGTHS)]
-FEW = (0, 2, 3, 5)  # those that are embedded alone as well
 
 
 @dataclass(frozen=True)
@@ -53,28 +51,6 @@ def test_a_mixed_batch_equals_fair_esm_residue_by_residue(batch: Batch) -> None:
     expected = embed_by_fair_esm(fair_esm_of(batch.folder, batch.model), SEQUENCES)
     worst = max(map(worst_relative_error, batch.embeddings, expected))
     assert worst <= 1e-5  # Measured: 7.3e-7 (esm2_mini), 6.9e-7 (320 wide), 9.1e-7 (1280 wide)
-
-
-def test_a_sequence_alone_is_what_it_is_in_company(batch: Batch) -> None:
-    for index in FEW:
-        (alone,) = embed(batch.engine, [SEQUENCES[index]])
-        assert worst_cosine_distance(batch.embeddings[index], alone) <= 1e-6  # Measured: 4.2e-13
-
-
-def test_a_mean_alone_is_what_it_is_in_company(batch: Batch) -> None:
-    together = embed(batch.engine, SEQUENCES, pooled=True)
-    for index in FEW:
-        (alone,) = embed(batch.engine, [SEQUENCES[index]], pooled=True)
-        assert worst_cosine_distance(together[index], alone) <= 1e-6  # Measured: 2.7e-13
-
-
-def test_company_changes_no_residue_by_more_than_bfloat16_can_tell(batch: Batch) -> None:
-    engine = Engine(batch.folder, batch.model, precision="bf16")
-    together = embed(engine, SEQUENCES)
-    for index in FEW:
-        (alone,) = embed(engine, [SEQUENCES[index]])
-        assert worst_cosine_distance(together[index], alone) <= 1e-4  # Measured: 3.4e-6
-    assert max(map(worst_cosine_distance, together, batch.embeddings)) <= 2e-4  # Measured, to float32: 4.3e-5
 
 
 @pytest.mark.parametrize("letter", "UZOBX")

@@ -7,13 +7,14 @@ import pytest
 import torch
 
 from models.packing import Pack, pack, residue_rows
+from models.transfer import Transfer
 
-CPU = torch.device("cpu")
+ON_CPU = Transfer(torch.device("cpu"))
 
 
 def packed(*lengths: int) -> Pack:
     """Token i of sequence s is 100 s + i."""
-    return pack([100 * s + np.arange(length) for s, length in enumerate(lengths)], CPU)
+    return pack([100 * s + np.arange(length) for s, length in enumerate(lengths)], ON_CPU)
 
 
 def test_a_pack_holds_every_token_once_and_no_padding() -> None:
@@ -46,8 +47,8 @@ def test_spans_and_lengths_are_known_without_the_device() -> None:
     [((1, 1), [1, 2, 5]), ((0, 1), [0, 1, 2, 4, 5]), ((0, 0), [0, 1, 2, 3, 4, 5, 6])],
 )
 def test_residue_rows_leave_the_specials_out(num_specials: tuple[int, int], expected: list[int]) -> None:
-    assert residue_rows(packed(4, 3), num_specials).tolist() == expected
+    assert residue_rows(packed(4, 3), num_specials, ON_CPU).tolist() == expected
 
 
 def test_a_sequence_of_specials_alone_has_no_rows() -> None:
-    assert residue_rows(packed(2, 3, 2), (1, 1)).tolist() == [3]
+    assert residue_rows(packed(2, 3, 2), (1, 1), ON_CPU).tolist() == [3]

@@ -8,6 +8,7 @@ import torch
 
 from models.packing import pack, residue_rows
 from models.pooling import mean_pool
+from models.transfer import Transfer
 
 
 def test_the_mean_is_over_each_sequences_own_residues() -> None:
@@ -20,11 +21,12 @@ def test_the_mean_is_over_each_sequences_own_residues() -> None:
 def test_special_tokens_are_not_in_the_mean(num_specials: tuple[int, int]) -> None:
     first, last = num_specials
     num_residues = [3, 1, 7]
-    batch = pack([np.zeros(n + first + last, np.int64) for n in num_residues], torch.device("cpu"))
+    transfer = Transfer(torch.device("cpu"))
+    batch = pack([np.zeros(n + first + last, np.int64) for n in num_residues], transfer)
     hidden = torch.full((sum(batch.lengths), 2), float("nan"))  # a special in a mean would make it nan
     for index, (start, end) in enumerate(batch.spans()):
         hidden[start + first : end - last] = float(index)
-    pooled = mean_pool(hidden[residue_rows(batch, num_specials)], torch.tensor(num_residues))
+    pooled = mean_pool(hidden[residue_rows(batch, num_specials, transfer)], torch.tensor(num_residues))
     assert pooled.tolist() == [[0.0, 0.0], [1.0, 1.0], [2.0, 2.0]]
 
 

@@ -16,21 +16,18 @@ from models.catalogue import Model
 from models.checkpoints import weight_shapes
 from models.engine import Engine
 from models.folders import write_config, write_weights
-from models.t5 import relative_position_bucket
 from models.untrained import untrained_config
 from tests.models.conftest import SMALL_T5, WIDE_T5, Folders
 from tests.models.references import (
     embed,
     random_sequence,
     t5_by_transformers,
-    worst_cosine_distance,
     worst_relative_error,
 )
 
 # Position buckets are full from a distance of 128 on
 LENGTHS = (1, 2, 33, 129, 800, 7)
 SEQUENCES = [random_sequence(length, seed) for seed, length in enumerate(LENGTHS)]
-FEW = (0, 2, 3, 5)  # those that are embedded alone as well
 
 
 @dataclass(frozen=True)
@@ -56,28 +53,6 @@ def test_a_mixed_batch_equals_transformers_residue_by_residue(batch: Batch) -> N
     assert worst <= 1e-5  # Measured: 5.5e-7 (small), 8.2e-7 (ProtT5's widths)
 
 
-def test_a_sequence_alone_is_what_it_is_in_company(batch: Batch) -> None:
-    for index in FEW:
-        (alone,) = embed(batch.engine, [SEQUENCES[index]])
-        assert worst_cosine_distance(batch.embeddings[index], alone) <= 1e-6  # Measured: 3.3e-13
-
-
-def test_a_mean_alone_is_what_it_is_in_company(batch: Batch) -> None:
-    together = embed(batch.engine, SEQUENCES, pooled=True)
-    for index in FEW:
-        (alone,) = embed(batch.engine, [SEQUENCES[index]], pooled=True)
-        assert worst_cosine_distance(together[index], alone) <= 1e-6  # Measured: 2.2e-13
-
-
-def test_company_changes_no_residue_by_more_than_bfloat16_can_tell(batch: Batch) -> None:
-    engine = Engine(batch.folder, batch.model, precision="bf16")
-    together = embed(engine, SEQUENCES)
-    for index in FEW:
-        (alone,) = embed(engine, [SEQUENCES[index]])
-        assert worst_cosine_distance(together[index], alone) <= 1e-4  # Measured: 5.0e-6
-    assert max(map(worst_cosine_distance, together, batch.embeddings)) <= 2e-4  # Measured, to float32: 4.3e-5
-
-
 def test_many_blocks_of_queries_give_what_one_gives(small_t5: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     sequences = [random_sequence(length) for length in (32, 299, 7)]  # and the end token
     whole = embed(small_t5, sequences)
@@ -90,15 +65,6 @@ def test_many_blocks_of_queries_give_what_one_gives(small_t5: Engine, monkeypatc
 def test_a_rare_residue_is_read_as_x(small_t5: Engine) -> None:
     as_x, *others = embed(small_t5, [f"MK{letter}LV" for letter in "XUZOB"])
     assert all(np.array_equal(other, as_x) for other in others)
-
-
-@pytest.mark.parametrize(("num_buckets", "max_distance"), [(32, 128), (32, 64), (16, 256)])
-def test_buckets_are_those_of_transformers_at_every_distance(num_buckets: int, max_distance: int) -> None:
-    from transformers.models.t5.modeling_t5 import T5Attention
-
-    distances = torch.arange(-6000, 6001)
-    expected = T5Attention._relative_position_bucket(distances, True, num_buckets, max_distance)
-    assert torch.equal(relative_position_bucket(distances, num_buckets, max_distance), expected)
 
 
 def test_a_gated_feed_forward_equals_transformers(tmp_path: Path) -> None:

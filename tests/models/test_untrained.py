@@ -8,12 +8,17 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
-from models import attention, checkpoints
+from models import checkpoints
+from models.attention import Attend, each_sequence
+from models.backends.choice import Choice
+from models.backends.portable import Portable
 from models.catalogue import MINI, Model
 from models.checkpoints import WEIGHTS
 from models.engine import Engine
 from models.packing import Pack
+from models.positions import PositionBias
 from models.untrained import SCORE_STD, Weights, write_untrained
 from tests.models.conftest import NARROW_ESM2, SEED, SMALL_T5, WIDE_ESM2, Folders
 from tests.models.references import embed, random_sequence
@@ -66,16 +71,19 @@ def test_the_watcher_sees_every_weight(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("model", [MINI, NARROW_ESM2, WIDE_ESM2, SMALL_T5], ids=lambda model: str(model.name))
 def test_attention_scores_spread_as_they_are_meant_to(folders: Folders, model: Model) -> None:
-    engine = Engine(folders.of(model), model, precision="fp32")
     spreads: list[float] = []
 
-    def watch(
-        query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, pack: Pack, bias: object, scale: float
-    ) -> torch.Tensor:
-        spreads.append(scale * torch.einsum("qhk,lhk->hql", query, key).std().item())
-        return attention.attend_each(query, key, value, pack, None, scale)
+    def watched(pack: Pack, bias: PositionBias | None) -> Attend:
+        attend = each_sequence(pack, None)
 
-    engine.encoder.attention = watch  # type: ignore[attr-defined]
+        def watch(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+            spreads.append(scale * torch.einsum("qhk,lhk->hql", query, key).std().item())
+            return attend(query, key, value, scale)
+
+        return watch
+
+    backend = Portable(torch.device("cpu"), torch.float32, watched)
+    engine = Engine(folders.of(model), model, choice=Choice(backend, "fp32", "", "watched"))
     embed(engine, [random_sequence(200)])
     # Measured: 1.81 to 2.07 where SCORE_STD is 2
     assert all(0.85 * SCORE_STD < spread < 1.15 * SCORE_STD for spread in spreads), spreads

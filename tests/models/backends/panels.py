@@ -12,7 +12,7 @@ SIDE = 32
 def panels_of(rows: Tensor) -> Tensor:
     """(T, D) as panels of bfloat16, flat, zeros around."""
     padded = F.pad(rows.to(torch.bfloat16), (0, -rows.shape[1] % SIDE, 0, -len(rows) % SIDE))
-    return padded.unflatten(1, (-1, SIDE)).unflatten(0, (-1, SIDE)).transpose(1, 2).flatten()
+    return padded.view(len(padded) // SIDE, SIDE, -1, SIDE).transpose(1, 2).flatten()
 
 
 def padded_rows_of(panels: Tensor, dim: int) -> Tensor:
