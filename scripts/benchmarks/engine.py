@@ -49,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-tokens", type=int, help="default: what suits the device")
     parser.add_argument("--rounds", type=int, default=3, help="timed runs of each (default: 3)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--no-memory", action="store_true", help="leave out the memory: a run more of each")
     parser.add_argument("--json", type=Path, help="write the JSON line there too")
 
 
@@ -70,7 +71,7 @@ def run(options: argparse.Namespace) -> None:
     release_freed_memory()  # the processes to come need the room
 
     best = _choose_best(task, race)
-    results = _results(entries, task, sequences, race, best)
+    results = _results(entries, task, sequences, race, best, with_memory=not options.no_memory)
     peak_gflops = statistics.median(race.peaks) / 1e9
     _print(results, best, peak_gflops, engines["packed"]["precision"], task)
     for name, reason in race.failures.items():
@@ -115,7 +116,12 @@ def _choose_best(task: Task, race: Race) -> dict[str, str]:
 
 
 def _results(
-    entries: Mapping[str, Entry], task: Task, sequences: Sequence[str], race: Race, best: Mapping[str, str]
+    entries: Mapping[str, Entry],
+    task: Task,
+    sequences: Sequence[str],
+    race: Race,
+    best: Mapping[str, str],
+    with_memory: bool,
 ) -> dict[str, Result]:
     """Of all that came through; memory but of the ways that are not the best of their peer."""
     lengths = [len(sequence) for sequence in sequences]
@@ -124,7 +130,7 @@ def _results(
     results = {}
     for name in race.seconds:
         memory_mb = None
-        if name not in beaten:
+        if with_memory and name not in beaten:
             try:
                 memory_mb = in_fresh_process(peak_bytes, entries[name], task, sequences) / 1e6
             except Exception as error:

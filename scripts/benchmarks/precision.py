@@ -18,6 +18,7 @@ from models.engine import EmbeddingError
 from scripts.benchmarks.contenders import Task, find_task
 from scripts.benchmarks.cosines import cosine, cosines
 from scripts.benchmarks.machine import prepare
+from scripts.benchmarks.memory import release_freed_memory
 from scripts.benchmarks.outliers import choose_outliers, ratios, sums_before_norms, write_with_outliers
 from scripts.benchmarks.packed import Packed
 from scripts.benchmarks.peers import Transformers
@@ -120,6 +121,7 @@ def compare(task: Task, sequences: Sequence[str]) -> dict[str, Likeness | str]:
             found[name] = measure(exact, start(task)(sequences))
         except Exception as error:  # fp16 on a device that has none, say
             found[name] = explain(error)
+        release_freed_memory()
     return found
 
 

@@ -15,6 +15,7 @@ import pytest
 
 from models.catalogue import MINI
 from scripts.benchmark import main
+from scripts.benchmarks import precision
 from scripts.benchmarks.curves import BUDGETS, LENGTHS
 from scripts.benchmarks.machine import cpu_name
 from scripts.benchmarks.reports import markdown
@@ -132,11 +133,16 @@ def test_curves_cover_every_length_and_budget_and_are_drawn(store: None, tmp_pat
     assert struct.unpack(">II", header[16:]) == (1200, 480)
 
 
-def test_precision_is_measured_on_both_kinds_of_weights(store: None, tmp_path: Path) -> None:
-    found = report(tmp_path, "precision", "--num", "1", "--max-length", "100")
-    line = found.line
+def test_precision_is_measured_on_both_kinds_of_weights(
+    store: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert precision.EXAMPLES.exists()
+    few = tmp_path / "few.fasta"
+    few.write_text("".join(f">{length}\n{'MKTAYIAKQR' * length}\n" for length in (3, 8)))
+    monkeypatch.setattr(precision, "EXAMPLES", few)
+    line = report(tmp_path, "precision", "--num", "1", "--max-length", "100").line
     assert line.keys() >= DESCRIPTION
-    assert line["num_sequences"] == 1 + 12  # and the examples
+    assert line["num_sequences"] == 1 + 2  # and the examples
     assert line["cosines"].keys() == {"as stored", "outlier channels"}
     for likenesses in line["cosines"].values():
         kinds = {"engine, bf16, torch", "engine, fp16, torch", "transformers, bf16", "transformers, fp16"}

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from models.catalogue import MINI
+from models.catalogue import CATALOGUE, MINI
 from models.untrained import write_untrained
 from scripts.benchmarks.contenders import Contender, Task
 from scripts.benchmarks.entries import choose_entries, start
@@ -114,3 +114,5 @@ def test_all_peers_are_those_of_the_family_and_the_device(task: Task) -> None:
     on_cuda = choose_entries(["native"], ["all"], Task(Path(), MINI, "cuda:0"))
     assert on_cuda.keys() >= on_cpu.keys() - {"packed-torch"}
     assert on_cuda.keys() >= {"transformers-sdpa", "transformers-fa2-sorted-8", "torch-compile-sorted-8"}
+    of_t5 = choose_entries(["native"], ["all"], Task(Path(), CATALOGUE["prot_t5"], "cpu"))
+    assert of_t5.keys() == on_cpu.keys() - {"packed-torch", "extract"}
