@@ -7,31 +7,19 @@ models/esm/modeling_esm.py. Shapes: T tokens in a pack, D width.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from models.backends.base import Backend, Hidden, Weights
+from models.block import Block
 from models.configs import EncoderConfig
 from models.packing import Pack
 from models.positions import Rotary
 
 # Embeddings are scaled as in training, where 15% of tokens were drawn and 80% of those masked: 1 - 0.15 * 0.8
 TOKEN_DROPOUT_SCALE = 0.88
-
-
-@dataclass(frozen=True)
-class _Layer:
-    """The functions of one block."""
-
-    attention_norm: Callable[[Tensor], Hidden]
-    qkv: Callable[[Hidden], Tensor]
-    add_attended: Callable[[Hidden, Tensor], None]
-    feed_forward_norm: Callable[[Tensor], Hidden]
-    up: Callable[[Hidden], Hidden]
-    add_down: Callable[[Hidden, Tensor], None]
 
 
 class Esm2:
@@ -49,10 +37,10 @@ class Esm2:
         def read_norm(name: str) -> Callable[[Tensor], Hidden]:
             return backend.norm(weights[f"{name}.weight"], weights[f"{name}.bias"], config.norm_eps)
 
-        def read_layer(prefix: str) -> _Layer:
+        def read_layer(prefix: str) -> Block:
             parts = [read(f"{prefix}.attention.self.{part}") for part in ("query", "key", "value")]
             biases = [part.bias for part in parts if part.bias is not None]
-            return _Layer(
+            return Block(
                 attention_norm=read_norm(f"{prefix}.attention.LayerNorm"),
                 qkv=backend.qkv(Weights(torch.cat([part.weight for part in parts]), torch.cat(biases))),
                 add_attended=backend.added(read(f"{prefix}.attention.output.dense")),
@@ -77,6 +65,5 @@ class Esm2:
         attend = self.backend.attention(pack, (c.num_heads, c.head_dim), rotary=self.rotary)
         x = self.embedding[pack.tokens] * TOKEN_DROPOUT_SCALE
         for layer in self.layers:
-            layer.add_attended(attend(layer.qkv(layer.attention_norm(x)), c.head_dim**-0.5), x)
-            layer.add_down(layer.up(layer.feed_forward_norm(x)), x)
+            layer.add_to(x, attend, c.head_dim**-0.5)
         return F.layer_norm(x, (c.dim,), self.final_norm[0], self.final_norm[1], c.norm_eps)

@@ -6,28 +6,16 @@ Source of the arithmetic: transformers, models/t5/modeling_t5.py. Shapes: T toke
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from models.backends.base import Backend, Hidden, Weights
+from models.block import Block
 from models.configs import EncoderConfig
 from models.packing import Pack
 from models.positions import Buckets, PositionBias
-
-
-@dataclass(frozen=True)
-class _Block:
-    """The functions of one block; T5 has no biases and does not scale its queries."""
-
-    attention_norm: Callable[[Tensor], Hidden]
-    qkv: Callable[[Hidden], Tensor]
-    add_attended: Callable[[Hidden, Tensor], None]
-    feed_forward_norm: Callable[[Tensor], Hidden]
-    up: Callable[[Hidden], Hidden]
-    add_down: Callable[[Hidden, Tensor], None]
 
 
 class T5:
@@ -50,10 +38,10 @@ class T5:
                 return backend.gated(read(f"{name}.wi_0"), read(f"{name}.wi_1"))
             return backend.activated(read(f"{name}.wi"), "relu")
 
-        def read_block(prefix: str) -> _Block:
+        def read_block(prefix: str) -> Block:
             attention, feed_forward = f"{prefix}.0.SelfAttention", f"{prefix}.1.DenseReluDense"
             parts = [weights[f"{attention}.{part}.weight"] for part in ("q", "k", "v")]
-            return _Block(
+            return Block(
                 attention_norm=read_norm(f"{prefix}.0.layer_norm"),
                 qkv=backend.qkv(Weights(torch.cat(parts))),
                 add_attended=backend.added(read(f"{attention}.o")),
@@ -80,6 +68,5 @@ class T5:
         attend = self.backend.attention(pack, (c.num_heads, c.head_dim), bias=self.bias)
         x = self.embedding[pack.tokens]
         for block in self.blocks:
-            block.add_attended(attend(block.qkv(block.attention_norm(x)), 1.0), x)
-            block.add_down(block.up(block.feed_forward_norm(x)), x)
+            block.add_to(x, attend, 1.0)  # T5 does not scale its queries
         return F.rms_norm(x, (c.dim,), self.final_norm, c.norm_eps)
