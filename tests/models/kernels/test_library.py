@@ -233,6 +233,12 @@ def test_code_behind_a_link_is_not_loaded(
         load(SMALL)
 
 
+def test_a_library_that_is_being_made_is_not_found(source: Path, compilers: Compilers) -> None:
+    half = 'for last; do :; done; echo half > "$last"'
+    compilers.add("cc", f"{half}; for made in {source}/*.so; do [ -e $made ] && exit 1; done; COMPILE")
+    assert answer() == 42
+
+
 LOAD_SMALL = f"""
 import sys
 from pathlib import Path
