@@ -100,7 +100,7 @@ class Native:
 
         def apply(qkv: Tensor, scale: float) -> Hidden:
             make = torch.zeros if dim % SIDE else torch.empty  # columns that nobody writes must be zero
-            out = make(len(qkv) * _padded(dim), dtype=torch.bfloat16)
+            out = make(_panels(len(qkv)) * SIDE * _padded(dim), dtype=torch.bfloat16)
             status = self.kernels.attention(
                 *(_at(qkv), _at(out), _at(pack.cu_seqlens), len(pack.lengths), qkv.shape[1], num_heads, head_dim),
                 *(_at(cos), _at(sin), _at(by_distance), longest, scale, torch.get_num_threads()),

@@ -83,7 +83,10 @@ def load(build: Build | None = None) -> Kernels:
     build = build or choose_build()
     if "amx_tile" in build.needs:
         _ask_for_tiles()
-    library = compiled(build)
+    try:
+        library = compiled(build)
+    except OSError as error:
+        raise KernelsUnavailable(f"the kernels cannot be compiled: {error}") from None
     try:
         return Kernels(library, build)
     except OSError as error:

@@ -146,6 +146,7 @@ static void (*const WORKERS[])(void *) = {work_rows, work_gelu, work_relu, work_
 void pes_linear(const bf16 *a, const bf16 *b, const float *bias, void *out, int64_t row_length, int num_rows,
                 int num_columns, int num_steps, int then, int num_threads) {
     const int num_panels = (num_rows + SIDE - 1) / SIDE, num_strips = (num_columns + SIDE - 1) / SIDE;
+    if (num_rows == 0) return;
     const int kept_steps = then == ADD && num_steps > MAX_STEPS ? MAX_STEPS : num_steps;
     int most = GROUP_BYTES / (kept_steps * BLOCK * (int)sizeof(bf16));
     if (most < 1) most = 1;

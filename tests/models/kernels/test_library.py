@@ -209,6 +209,16 @@ def test_beside_a_source_that_is_read_only_a_folder_of_the_user_is_used(
     assert names(folder) == {compiled(SMALL).name}
 
 
+def test_a_folder_that_cannot_be_made_is_a_reason_in_words(
+    source: Path, compilers: Compilers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compilers.add("cc", "COMPILE")
+    make_read_only(source, monkeypatch)
+    (Path(tempfile.gettempdir()) / f"protein-embedding-kernels-{os.getuid()}").write_text("")
+    with pytest.raises(KernelsUnavailable, match="the kernels cannot be compiled"):
+        load(SMALL)
+
+
 def test_code_in_anothers_folder_is_not_loaded(
     source: Path, compilers: Compilers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
