@@ -1,44 +1,102 @@
 """The adaptive batcher: many callers' items into batches for the devices, results back to their callers.
 
-It knows nothing of tensors: an item has a cost, a device is a function of a list of items.
+It knows nothing of tensors: an item has a cost, a device is a function of a list of items. What goes first is
+decided in models/schedule.py.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+import logging
+import math
+import sys
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from models.failures import DeviceLost, NoDevice, OutOfMemory, QueueFull
+from models.schedule import DELAYS_S, Entry, Priority, Schedule
+
+logger = logging.getLogger(__name__)
+
 ItemT = TypeVar("ItemT", bound=Hashable)
 ResultT = TypeVar("ResultT")
 
 CLOSED = "the batcher was closed"
+MAX_LOSSES = 2  # devices that may be lost with an item on them before the item is held to be the cause
+RECOVERY = 1.05  # by which a budget that memory has cut grows with every batch that fits
+RATE_MEMORY = 0.7  # weight of what was known of a device's rate against its latest batch
+RETRY_AFTER_S = (1.0, 60.0)  # the least and the most that a caller is told to wait
 
-# A blocking function: one result an item, in order; an item that fails gets its exception
+# A blocking function: one result an item, in order; an item that fails gets its exception.
+# Raises DeviceLost or OutOfMemory where nothing of the batch was computed
 Device = Callable[[Sequence[ItemT]], Sequence[ResultT | Exception]]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """budget: cost of a batch at most; a dearer item runs alone. max_items: of a batch.
+
+    max_wait_s: for which the first of a batch may be kept waiting for company; 0: a free device never waits.
+    max_queue_cost: of what waits, from which on nothing new is let in. linger_s: see `Batcher`.
+    """
+
+    budget: int
+    max_items: int = sys.maxsize
+    max_wait_s: float = 0.0
+    max_queue_cost: float = math.inf
+    linger_s: float = 1.0
+
+
+@dataclass(frozen=True)
+class Outcome(Generic[ResultT]):
+    """What became of an item. device: number of the one that ran it; None if none did."""
+
+    result: ResultT | Exception
+    device: int | None = None
+
+
+@dataclass
+class DeviceStatistics:
+    """Of one device since the start. budget: what it takes at a time now. cost_per_s: of its latest batches."""
+
+    budget: int
+    num_batches: int = 0
+    num_items: int = 0
+    cost_per_s: float = 0.0
+    inflight_batches: int = 0
+    is_lost: bool = False
 
 
 @dataclass
 class Statistics:
-    """Counters since the start, and what waits now."""
+    """Counters since the start, and what waits and runs now.
 
-    num_batches: int = 0
+    num_joined: items that were queued, running or just done for another caller. num_abandoned: that nobody wanted
+    any more when their turn came. num_split: batches that were cut for want of memory. num_expired_calls: that ran
+    out of time. num_rejected_calls: that met a full queue.
+    """
+
+    devices: list[DeviceStatistics]
     num_items: int = 0
+    num_batches: int = 0
     num_joined: int = 0
     num_failed: int = 0
+    num_abandoned: int = 0
+    num_split: int = 0
+    num_expired_calls: int = 0
+    num_rejected_calls: int = 0
     queue_items: int = 0
     queue_cost: int = 0
     inflight_batches: int = 0
 
 
 @dataclass(eq=False)
-class _Entry(Generic[ItemT, ResultT]):
-    item: ItemT
-    cost: int
-    result: asyncio.Future[ResultT | Exception]
+class _Work(Generic[ItemT, ResultT]):
+    entry: Entry[ItemT]
+    outcome: asyncio.Future[Outcome[ResultT]]
+    num_losses: int = 0
 
 
 class Batcher(Generic[ItemT, ResultT]):
@@ -46,108 +104,266 @@ class Batcher(Generic[ItemT, ResultT]):
 
     Work-conserving: a device that is free takes what waits, at once, up to the budget, whoever asked.
     Equal items are computed once: who asks for one that is queued, running or just done gets the same result.
+    A device that is lost is set aside, and what it held goes to the others. Where memory is short, a batch is cut
+    and the device's budget shrinks, and recovers.
 
     Args:
-        devices: each runs its batches one after another in a thread of its own.
+        devices: each is called from threads of its own.
         cost: of an item, in tokens' worth of arithmetic.
-        budget: cost of a batch at most; a dearer item runs alone.
+        limits: of batches and of the queue.
         lingers: whether an item's result may be kept for `linger_s` after it is done, so that a caller who
             looked into the cache just before the result was written there still joins.
+        num_callers: batches that a device is given at a time, each in a thread.
+        on_last_loss: called once no device is left and everyone who waited has been told.
     """
 
     def __init__(
         self,
         devices: Sequence[Device[ItemT, ResultT]],
         cost: Callable[[ItemT], int],
-        budget: int,
+        limits: Limits,
         lingers: Callable[[ItemT], bool] = lambda _: False,
-        linger_s: float = 1.0,
+        num_callers: int = 1,
+        on_last_loss: Callable[[], None] = lambda: None,
     ) -> None:
-        self.statistics = Statistics()
+        self.limits = limits
         self._devices = devices
         self._cost = cost
-        self.budget = budget
         self._lingers = lingers
-        self._linger_s = linger_s
-        self._queue: deque[_Entry[ItemT, ResultT]] = deque()
-        self._joinable: dict[ItemT, asyncio.Future[ResultT | Exception]] = {}
-        self._work = asyncio.Condition()
-        self._threads = ThreadPoolExecutor(len(devices), thread_name_prefix="device")
+        self._num_callers = num_callers
+        self._on_last_loss = on_last_loss
+        self._schedule: Schedule[ItemT] = Schedule()
+        self._works: dict[ItemT, _Work[ItemT, ResultT]] = {}  # what may be joined
+        self._statistics = Statistics([DeviceStatistics(limits.budget) for _ in devices])
+        self._busy_since = [0.0 for _ in devices]  # or since its latest batch, if it was busy then
+        self._changed = asyncio.Condition()
+        self._threads = ThreadPoolExecutor(len(devices) * num_callers, thread_name_prefix="device")
         self._loops: list[asyncio.Task[None]] = []
         self._is_closed = False
 
-    async def run(self, items: Sequence[ItemT]) -> list[ResultT | Exception]:
-        """One result an item, in order. An item's own failure is its result; it never fails another."""
+    async def run(
+        self,
+        items: Sequence[ItemT],
+        priority: Priority = "interactive",
+        timeout_s: float | None = None,
+        is_admitted: bool = False,
+    ) -> list[Outcome[ResultT]]:
+        """One outcome an item, in order. An item's own failure is its result; it never fails another.
+
+        A caller who leaves (cancelled, or out of time) takes along what nobody else wants and no device has begun.
+
+        Args:
+            timeout_s: seconds that the caller waits; None: for ever.
+            is_admitted: part of a request that was let in before: it is taken however much waits.
+        Raises:
+            QueueFull: `max_queue_cost` is reached.
+            NoDevice: none is left.
+            TimeoutError: not all is done in time.
+        """
         if self._is_closed:
-            return [RuntimeError(CLOSED) for _ in items]
+            return [Outcome(RuntimeError(CLOSED)) for _ in items]
+        if not self._live():
+            raise NoDevice("no device is left; the runner starts anew")
+        if not is_admitted and items and self._schedule.cost >= self.limits.max_queue_cost:
+            self._statistics.num_rejected_calls += 1
+            raise QueueFull(self._drain_s())
         if not self._loops:
-            self._loops = [asyncio.create_task(self._drain(device)) for device in self._devices]
-        results = [self._enter(item) for item in items]
-        async with self._work:
-            self._work.notify_all()
-        return list(await asyncio.gather(*results))
+            numbers = [number for number in range(len(self._devices)) for _ in range(self._num_callers)]
+            self._loops = [asyncio.create_task(self._drain(number)) for number in numbers]
+        works = self._enter_all(items, priority)
+        try:
+            async with asyncio.timeout(timeout_s):
+                async with self._changed:
+                    self._changed.notify_all()
+                return list(await asyncio.gather(*(asyncio.shield(work.outcome) for work in works)))
+        except TimeoutError:
+            self._statistics.num_expired_calls += 1
+            raise
+        finally:
+            for work in works:
+                self._leave(work)
+
+    @property
+    def statistics(self) -> Statistics:
+        """As of now."""
+        statistics = self._statistics
+        statistics.queue_items, statistics.queue_cost = self._schedule.size, self._schedule.cost
+        statistics.inflight_batches = sum(device.inflight_batches for device in statistics.devices)
+        return statistics
 
     async def close(self) -> None:
         """Ends behind the batches that are running, which are answered; what is queued or comes later fails."""
         self._is_closed = True
-        while batch := self._take():
-            for entry in batch:
-                self._resolve(entry, RuntimeError(CLOSED))
-        async with self._work:
-            self._work.notify_all()
+        for entry in self._schedule.take_all():
+            self._resolve(self._works[entry.item], Outcome(RuntimeError(CLOSED)))
+        async with self._changed:
+            self._changed.notify_all()
         await asyncio.gather(*self._loops)
         self._threads.shutdown()
 
-    def _enter(self, item: ItemT) -> asyncio.Future[ResultT | Exception]:
-        if (result := self._joinable.get(item)) is not None:
-            self.statistics.num_joined += 1
-            return asyncio.shield(result)
-        entry = _Entry(item, self._cost(item), asyncio.get_running_loop().create_future())
-        self._joinable[item] = entry.result
-        self._queue.append(entry)
-        self.statistics.queue_items += 1
-        self.statistics.queue_cost += entry.cost
-        return asyncio.shield(entry.result)
+    def _enter_all(self, items: Sequence[ItemT], priority: Priority) -> list[_Work[ItemT, ResultT]]:
+        """Each item is due when the devices would have it done if they had this call alone.
 
-    async def _drain(self, device: Device[ItemT, ResultT]) -> None:
-        loop = asyncio.get_running_loop()
-        while not self._is_closed:
-            async with self._work:
-                await self._work.wait_for(lambda: self._queue or self._is_closed)
-            batch = self._take()
-            if not batch:  # another device was faster, or there is no more to come
-                continue
-            self.statistics.inflight_batches += 1
-            try:
-                items = [entry.item for entry in batch]
-                results = await loop.run_in_executor(self._threads, device, items)
-                assert len(results) == len(batch), "a device owes one result an item"
-            except Exception as error:
-                results = [error] * len(batch)
-            finally:
-                self.statistics.inflight_batches -= 1
-            self.statistics.num_batches += 1
-            for entry, result in zip(batch, results, strict=True):
-                self._resolve(entry, result)
+        So a small call goes before what a large one has just put in, and after what it put in long ago.
+        """
+        now = asyncio.get_running_loop().time()
+        rate = self._cost_per_s()
+        works: list[_Work[ItemT, ResultT]] = []
+        ahead = 0
+        for item in items:
+            cost = self._cost(item)
+            ahead += cost
+            due = now + DELAYS_S[priority] + (ahead / rate if rate else 0.0)
+            work = self._works.get(item)
+            if work is not None:
+                self._statistics.num_joined += 1
+                self._schedule.join(work.entry, due)
+            else:
+                work = _Work(Entry(item, cost, now, due), asyncio.get_running_loop().create_future())
+                self._works[item] = work
+                self._schedule.put(work.entry)
+            works.append(work)
+        return works
 
-    def _take(self) -> list[_Entry[ItemT, ResultT]]:
-        """The next batch: in order of arrival, as much as the budget holds, one item at least."""
-        batch: list[_Entry[ItemT, ResultT]] = []
-        spent = 0
-        while self._queue and (not batch or spent + self._queue[0].cost <= self.budget):
-            entry = self._queue.popleft()
-            spent += entry.cost
-            batch.append(entry)
-        self.statistics.queue_items -= len(batch)
-        self.statistics.queue_cost -= spent
-        return batch
+    def _leave(self, work: _Work[ItemT, ResultT]) -> None:
+        if self._schedule.leave(work.entry):
+            self._abandon(work)
 
-    def _resolve(self, entry: _Entry[ItemT, ResultT], result: ResultT | Exception) -> None:
-        self.statistics.num_items += 1
-        self.statistics.num_failed += isinstance(result, Exception)
-        entry.result.set_result(result)
-        if isinstance(result, Exception) or not self._lingers(entry.item):
-            del self._joinable[entry.item]
+    def _abandon(self, work: _Work[ItemT, ResultT]) -> None:
+        self._statistics.num_abandoned += 1
+        work.outcome.cancel()
+        del self._works[work.entry.item]
+
+    async def _drain(self, number: int) -> None:
+        device = self._statistics.devices[number]
+        while True:
+            async with self._changed:
+                await self._changed.wait_for(lambda: self._schedule.size or self._is_closed or device.is_lost)
+                if self._is_closed or device.is_lost:
+                    return
+                await self._wait_for_company(device)
+            entries = self._schedule.pick(device.budget, self.limits.max_items)
+            if entries:  # else another device was faster
+                await self._run(number, [self._works[entry.item] for entry in entries])
+
+    async def _wait_for_company(self, device: DeviceStatistics) -> None:
+        """Until a batch is full, or its first item has waited for long enough; not at all by default."""
+        first = self._schedule.first()
+        if not self.limits.max_wait_s or first is None:
+            return
+        try:
+            async with asyncio.timeout_at(first.arrived + self.limits.max_wait_s):
+                await self._changed.wait_for(
+                    lambda: (
+                        self._is_closed
+                        or self._schedule.cost >= device.budget
+                        or self._schedule.size >= self.limits.max_items
+                    )
+                )
+        except TimeoutError:
+            pass
+
+    async def _run(self, number: int, batch: list[_Work[ItemT, ResultT]]) -> None:
+        device, loop = self._statistics.devices[number], asyncio.get_running_loop()
+        cost = sum(work.entry.cost for work in batch)
+        if not device.inflight_batches:
+            self._busy_since[number] = loop.time()
+        device.inflight_batches += 1
+        results: Sequence[ResultT | Exception]
+        try:
+            items = [work.entry.item for work in batch]
+            results = await loop.run_in_executor(self._threads, self._devices[number], items)
+            assert len(results) == len(batch), "a device owes one result an item"
+        except DeviceLost as error:
+            await self._set_aside(number, batch, error)
+            return
+        except OutOfMemory as error:
+            if len(batch) > 1:
+                self._cut(number, batch, cost, error)
+                return
+            results = [error]
+        except Exception as error:
+            results = [error] * len(batch)
         else:
-            loop = asyncio.get_running_loop()
-            loop.call_later(self._linger_s, self._joinable.pop, entry.item, None)
+            self._learn(device, cost / max(loop.time() - self._busy_since[number], 1e-9))
+            self._busy_since[number] = loop.time()
+        finally:
+            device.inflight_batches -= 1
+        device.num_batches += 1
+        device.num_items += len(batch)
+        self._statistics.num_batches += 1
+        for work, result in zip(batch, results, strict=True):
+            self._resolve(work, Outcome(result, number))
+
+    def _learn(self, device: DeviceStatistics, rate: float) -> None:
+        known = RATE_MEMORY if device.cost_per_s else 0.0
+        device.cost_per_s = known * device.cost_per_s + (1 - known) * rate
+        device.budget = min(self.limits.budget, math.ceil(device.budget * RECOVERY))
+
+    def _cut(self, number: int, batch: list[_Work[ItemT, ResultT]], cost: int, error: OutOfMemory) -> None:
+        """The batch goes again, in parts: half of what did not fit is the most that is tried next."""
+        device = self._statistics.devices[number]
+        self._statistics.num_split += 1
+        device.budget = max(1, min(device.budget, cost // 2))
+        logger.warning(
+            "device %d is short of memory (%s); a batch costs up to %d now", number, error, device.budget
+        )
+        self._put_back(batch)
+
+    async def _set_aside(self, number: int, batch: list[_Work[ItemT, ResultT]], error: DeviceLost) -> None:
+        """The others go on with what the device held. Where none is left, whoever waits is told."""
+        device = self._statistics.devices[number]
+        was_last = not device.is_lost and len(self._live()) == 1
+        device.is_lost = True
+        logger.critical("device %d is lost: %s; %d are left", number, error, len(self._live()))
+        for work in batch:
+            work.num_losses += 1
+        if self._live():
+            for work in batch:
+                if work.num_losses >= MAX_LOSSES:
+                    self._resolve(work, Outcome(error, number))
+            self._put_back([work for work in batch if not work.outcome.done()])
+        else:
+            waiting = [self._works[entry.item] for entry in self._schedule.take_all()]
+            for work in batch + waiting:
+                self._refuse(work, NoDevice(f"the last device was lost: {error}"))
+        async with self._changed:
+            self._changed.notify_all()
+        if was_last:
+            self._on_last_loss()
+
+    def _put_back(self, batch: list[_Work[ItemT, ResultT]]) -> None:
+        for work in batch:
+            if work.entry.num_callers:
+                self._schedule.put(work.entry)
+            else:
+                self._abandon(work)
+
+    def _refuse(self, work: _Work[ItemT, ResultT], error: NoDevice) -> None:
+        """The calls that wait for it fail as a whole."""
+        del self._works[work.entry.item]
+        if work.entry.num_callers:
+            work.outcome.set_exception(error)
+
+    def _resolve(self, work: _Work[ItemT, ResultT], outcome: Outcome[ResultT]) -> None:
+        is_failure = isinstance(outcome.result, Exception)
+        self._statistics.num_items += 1
+        self._statistics.num_failed += is_failure
+        work.outcome.set_result(outcome)
+        item = work.entry.item
+        if is_failure or not self._lingers(item):
+            del self._works[item]
+        else:
+            asyncio.get_running_loop().call_later(self.limits.linger_s, self._works.pop, item, None)
+
+    def _live(self) -> list[DeviceStatistics]:
+        return [device for device in self._statistics.devices if not device.is_lost]
+
+    def _cost_per_s(self) -> float:
+        return sum(device.cost_per_s for device in self._live())
+
+    def _drain_s(self) -> float:
+        """In how many seconds what waits now will have been worked off, by the rate of the latest batches."""
+        least, most = RETRY_AFTER_S
+        rate = self._cost_per_s()
+        return min(most, max(least, self._schedule.cost / rate)) if rate else most

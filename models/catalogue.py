@@ -34,6 +34,7 @@ class Model:
     `dim` is the width of an embedding, `feed_forward_dim` that of the hidden layer of a block.
     `source` is the Hugging Face repository of the weights; None where they are made on the spot.
     `num_specials` counts the tokens that the family adds at the start and the end of a sequence.
+    `trained_length` is that of the longest sequences of its training, in residues; it takes longer ones.
     `replaced_residues` maps the letters that the model was not trained on to what it reads instead.
     """
 
@@ -45,6 +46,7 @@ class Model:
     head_dim: int
     feed_forward_dim: int
     description: str
+    trained_length: int | None
     source: str | None = None
     num_specials: tuple[int, int] = (1, 1)
     replaced_residues: Mapping[str, str] = field(default_factory=dict, hash=False)
@@ -79,6 +81,7 @@ def _esm2(name: str, num_layers: int, dim: int, num_heads: int, size: str) -> Mo
         num_heads=num_heads,
         head_dim=dim // num_heads,
         feed_forward_dim=4 * dim,
+        trained_length=1022,  # 1024 tokens; fair-esm's scripts/extract.py cuts there by default
         source=f"facebook/{name}_UR50D",
         description=f"ESM-2 protein language model ({size} parameters), UniRef50",
     )
@@ -93,6 +96,7 @@ MINI = Model(
     head_dim=24,
     feed_forward_dim=4 * 144,
     description="ESM-2's architecture (1M parameters), seeded and UNTRAINED: for wiring, tests and trials only",
+    trained_length=None,
 )
 
 CATALOGUE: Mapping[str, Model] = {
@@ -115,6 +119,7 @@ CATALOGUE: Mapping[str, Model] = {
             feed_forward_dim=16384,
             source="Rostlab/prot_t5_xl_half_uniref50-enc",
             description="ProtT5-XL encoder (1.2B parameters), BFD and UniRef50",
+            trained_length=511,  # 512 tokens, the end token among them: Elnaggar et al. 2021, section 2.2
             num_specials=(0, 1),
             # ProtTrans README: "replace all rare/ambiguous amino acids by X" with re.sub(r"[UZOB]", "X", s)
             replaced_residues={"U": "X", "Z": "X", "O": "X", "B": "X"},

@@ -21,6 +21,7 @@ from models import checkpoints
 from models.backends.choice import Choice, Precision, choose
 from models.catalogue import Family, Model
 from models.esm2 import Esm2
+from models.failures import DeviceLost, OutOfMemory
 from models.packing import Pack, pack, residue_rows
 from models.planning import cost
 from models.pooling import mean_pool
@@ -36,10 +37,6 @@ _ENCODERS: Mapping[Family, type[Esm2] | type[T5]] = {"esm2": Esm2, "t5": T5}
 # Cost of a batch at most. On a CPU a layer's activations then fit its caches; a GPU needs more to be busy
 BUDGETS: Mapping[str, int] = {"cpu": 4096, "cuda": 32_768}
 _OUTPUT_DTYPES: Mapping[str, torch.dtype] = {"float16": torch.float16, "float32": torch.float32}
-
-
-class DeviceLost(Exception):
-    """The device answers nothing any more; only a new process has a chance."""
 
 
 class EmbeddingError(Exception):
@@ -111,12 +108,18 @@ class Engine:
         An error that is not of one item alone (a kernel's, say) is looked for by halving the batch.
 
         Raises:
+            OutOfMemory: the batch is too large for the device; one item alone gets an error as its result.
             DeviceLost: after an error, the device does not even add two numbers.
         """
         try:
             return self._embed(items)
         except Exception as error:
             self._probe()
+            if _is_out_of_memory(error):
+                if len(items) > 1:
+                    raise OutOfMemory(f"{len(items)} sequences: {error}") from error
+                reason = f"{len(items[0].sequence)} residues are more than the memory of {self.device} holds"
+                return [EmbeddingError(reason)]
             if len(items) == 1:
                 logger.exception("%s failed on a sequence of %d", self.model.name, len(items[0].sequence))
                 reason = f"the model failed on this sequence ({type(error).__name__})"
@@ -166,6 +169,11 @@ class Engine:
                 copied = self.transfer.to_host([is_finite, *wanted])
             finite, *arrays = copied()
         return _hand_back(items, lengths, finite.tolist(), dict(zip(kinds, arrays, strict=True)))
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Of the device (torch), of a kernel (MemoryError), or of torch's allocator on the host, which has no type."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
 def _hand_back(

@@ -6,11 +6,11 @@ sequence that failed.
 
 from __future__ import annotations
 
-import functools
+import asyncio
 import logging
 import os
+import sys
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -20,12 +20,15 @@ import numpy as np
 from bentoml.validators import ContentType
 
 from models import checkpoints
-from models.batcher import Batcher
+from models.batcher import Batcher, Limits
 from models.catalogue import Model
 from models.configs import CheckpointError
 from models.cores import usable_cores
+from models.departures import EndForWhoLeft
+from models.failures import NoDevice, QueueFull
 from models.memory import give_freed_memory_back, keep_freed_memory
-from models.wire import encode_reply
+from models.schedule import Priority
+from models.wire import encode_refusal, encode_reply
 
 if TYPE_CHECKING:
     from models.backends.choice import Precision
@@ -33,21 +36,39 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+QUEUE_BATCHES = 256  # full batches that may wait, unless the deployment says otherwise
+EXIT_AFTER_S = 0.5  # in which those who are told that no device is left hear of it
+
 
 @dataclass(frozen=True)
 class RunnerOptions:
     """What a deployment decides about its runners.
 
     precision: of the products. use_kernels: whether our own kernels may run where the processor allows.
-    batch_tokens: cost of a batch at most; None: what suits the device. num_gpus: GPUs that BentoML reserves for
-    each runner; 0 lets it use all that it sees. timeout_s: of one call.
+    batch_tokens: cost of a batch at most; None: what suits the device. batch_items: sequences of a batch at most;
+    None: as many as fit. batch_wait_s: for which a free device waits for company. queue_tokens: cost of what
+    may wait; None: QUEUE_BATCHES full batches. num_gpus: GPUs that BentoML reserves for each runner; 0 lets it use
+    all that it sees. timeout_s: of one call.
     """
 
     precision: Precision
     use_kernels: bool
     batch_tokens: int | None
+    batch_items: int | None
+    batch_wait_s: float
+    queue_tokens: int | None
     num_gpus: int
     timeout_s: float
+
+    def limits(self, budget: int) -> Limits:
+        """Of the batcher; `budget` is what suits the device."""
+        budget = self.batch_tokens or budget
+        return Limits(
+            budget=budget,
+            max_items=self.batch_items or sys.maxsize,
+            max_wait_s=self.batch_wait_s,
+            max_queue_cost=self.queue_tokens or QUEUE_BATCHES * budget,
+        )
 
 
 def make_runner(model: Model, tag: bentoml.Tag, options: RunnerOptions) -> bentoml.Service[Any]:
@@ -61,10 +82,12 @@ def make_runner(model: Model, tag: bentoml.Tag, options: RunnerOptions) -> bento
             self.engines = load_engines(Path(self.checkpoint.path), model, options)
             self.load_s = time.perf_counter() - started
             self.batcher: Batcher[Item, np.ndarray] = Batcher(
-                [functools.partial(embed_or_exit, e) for e in self.engines for _ in range(e.num_callers)],
+                [engine.embed for engine in self.engines],
                 cost=self.engines[0].cost,
-                budget=options.batch_tokens or self.engines[0].budget,
+                limits=options.limits(self.engines[0].budget),
                 lingers=lambda item: item.pooled,  # a pooled result is a few kilobytes
+                num_callers=self.engines[0].num_callers,
+                on_last_loss=lambda: exit_soon(model),
             )
 
         @bentoml.on_deployment
@@ -74,28 +97,48 @@ def make_runner(model: Model, tag: bentoml.Tag, options: RunnerOptions) -> bento
 
         @bentoml.api
         async def embed(
-            self, sequences: list[str], pooled: bool, dtype: Literal["float16", "float32"]
+            self,
+            sequences: list[str],
+            pooled: bool,
+            dtype: Literal["float16", "float32"],
+            timeout_s: float | None = None,
+            priority: Priority = "interactive",
+            is_admitted: bool = False,
         ) -> Annotated[bytes, ContentType("application/octet-stream")]:
-            """Embeddings of cleaned sequences, as models/wire.py writes them."""
+            """Embeddings of cleaned sequences, or why there are none, as models/wire.py writes them.
+
+            timeout_s, priority, is_admitted: as models/batcher.py understands them.
+            """
             from models.engine import Item
 
             items = [Item(sequence, pooled, dtype) for sequence in sequences]
-            results = await self.batcher.run(items)
-            return encode_reply(results, model.dim, dtype, self.engines[0].choice.precision)
+            try:
+                outcomes = await self.batcher.run(items, priority, timeout_s, is_admitted)
+            except (QueueFull, NoDevice, TimeoutError) as error:
+                return encode_refusal(error)
+            devices = [None if o.device is None else str(self.engines[o.device].device) for o in outcomes]
+            precision = self.engines[0].choice.precision
+            return encode_reply([o.result for o in outcomes], model.dim, dtype, precision, devices)
 
         @bentoml.api
         async def status(self) -> dict[str, Any]:
-            """What runs here: tag, device, precision and why, and the batcher's counters."""
+            """What runs here: tag, devices, precision and why, and the batcher's counters."""
             engine = self.engines[0]
+            statistics = asdict(self.batcher.statistics)
+            per_device = statistics.pop("devices")
             return {
                 "tag": str(tag),
                 "devices": [str(engine.device) for engine in self.engines],
+                "per_device": [
+                    {"name": str(engine.device), **counters}
+                    for engine, counters in zip(self.engines, per_device, strict=True)
+                ],
                 "precision": engine.choice.precision,
                 "precision_reason": engine.choice.precision_reason,
                 "backend": engine.choice.backend_reason,
-                "batch_tokens": self.batcher.budget,
+                "batch_tokens": self.batcher.limits.budget,
                 "load_s": self.load_s,
-                "batcher": asdict(self.batcher.statistics),
+                "batcher": statistics,
             }
 
         @bentoml.on_shutdown
@@ -104,9 +147,11 @@ def make_runner(model: Model, tag: bentoml.Tag, options: RunnerOptions) -> bento
 
     Runner.__name__ = Runner.__qualname__ = model.runner
     resources = {"gpu": options.num_gpus} if options.num_gpus else {}
-    return bentoml.service(
+    service = bentoml.service(
         name=model.runner, workers=1, resources=resources, traffic={"timeout": options.timeout_s}
     )(Runner)
+    service.add_asgi_middleware(EndForWhoLeft)
+    return service
 
 
 def verify_stored(model: Model, tag: bentoml.Tag) -> None:
@@ -146,12 +191,7 @@ def load_engines(folder: Path, model: Model, options: RunnerOptions) -> list[Eng
     return engines
 
 
-def embed_or_exit(engine: Engine, items: Sequence[Item]) -> Sequence[np.ndarray | Exception]:
-    """The engine's answer. A lost device ends the process, which BentoML then starts anew."""
-    from models.engine import DeviceLost
-
-    try:
-        return engine.embed(items)
-    except DeviceLost:
-        logger.critical("%s has lost its device; the runner ends", engine.model.name, exc_info=True)
-        os._exit(1)
+def exit_soon(model: Model) -> None:
+    """Ends this process, which has no device left; BentoML starts another, in which they may be well again."""
+    logger.critical("%s has lost its last device; the runner ends and is started anew", model.name)
+    asyncio.get_running_loop().call_later(EXIT_AFTER_S, os._exit, 1)

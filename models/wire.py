@@ -2,6 +2,8 @@
 
     uint32 little-endian: size of the header | header | rows, (R, D) row-major
 
+A call that was refused as a whole is a header alone, which says why.
+
 Neither torch nor a web framework in here: runner and gateway both use it.
 """
 
@@ -9,11 +11,15 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+from models.failures import NoDevice, QueueFull
+
+Refusal = QueueFull | NoDevice | TimeoutError
 
 _HEADER_SIZE = struct.Struct("<I")
 
@@ -26,37 +32,71 @@ class Reply:
     embeddings: (sum of lengths, D).
     errors: index of each sequence that failed, and why.
     precision: of the arithmetic that made them.
+    devices: on which each sequence ran ("cpu", "cuda:1", ...); none where it did not come so far.
     """
 
     lengths: Sequence[int]
     embeddings: np.ndarray
     errors: dict[int, str]
     precision: str
+    devices: Sequence[str | None]
 
 
-def encode_reply(results: Sequence[np.ndarray | Exception], dim: int, dtype: str, precision: str) -> bytes:
-    """One result a sequence, (D,) or (L, D) of `dtype`, or why there is none."""
+def encode_reply(
+    results: Sequence[np.ndarray | Exception],
+    dim: int,
+    dtype: str,
+    precision: str,
+    devices: Sequence[str | None],
+) -> bytes:
+    """One result a sequence, (D,) or (L, D) of `dtype`, or why there is none; `devices` as in `Reply`."""
     header: dict[str, Any] = {
         "lengths": [r.size // dim if isinstance(r, np.ndarray) else 0 for r in results],
         "dim": dim,
         "dtype": dtype,
         "precision": precision,
         "errors": {i: str(r) for i, r in enumerate(results) if isinstance(r, Exception)},
+        "devices": devices,
     }
-    text = json.dumps(header).encode()
     rows = [
         np.ascontiguousarray(result).data.cast("B")
         for result in results
         if isinstance(result, np.ndarray) and result.size
     ]
-    return b"".join([_HEADER_SIZE.pack(len(text)), text, *rows])
+    return b"".join([*_encode_header(header), *rows])
+
+
+def encode_refusal(error: Refusal) -> bytes:
+    """Why a call was not answered at all."""
+    retry_after_s = error.retry_after_s if isinstance(error, QueueFull) else None
+    return b"".join(
+        _encode_header({"refused": type(error).__name__, "why": str(error), "retry_after_s": retry_after_s})
+    )
 
 
 def decode_reply(data: bytes) -> Reply:
-    """The reply in a body; its rows are views of the body, not copies."""
+    """The reply in a body; its rows are views of the body, not copies.
+
+    Raises:
+        QueueFull, NoDevice, TimeoutError: the body says so.
+    """
     (size,) = _HEADER_SIZE.unpack_from(data)
     start = _HEADER_SIZE.size + size
     header = json.loads(data[_HEADER_SIZE.size : start])
+    match header.get("refused"):
+        case None:
+            pass
+        case "QueueFull":
+            raise QueueFull(header["retry_after_s"])
+        case "NoDevice":
+            raise NoDevice(header["why"])
+        case _:
+            raise TimeoutError(header["why"])
     rows = np.frombuffer(data, np.dtype(header["dtype"]), offset=start).reshape(-1, header["dim"])
     errors = {int(index): reason for index, reason in header["errors"].items()}
-    return Reply(header["lengths"], rows, errors, header["precision"])
+    return Reply(header["lengths"], rows, errors, header["precision"], header["devices"])
+
+
+def _encode_header(header: Mapping[str, Any]) -> tuple[bytes, bytes]:
+    text = json.dumps(header).encode()
+    return _HEADER_SIZE.pack(len(text)), text

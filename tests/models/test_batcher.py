@@ -1,107 +1,33 @@
-"""The batcher, with devices that double numbers. An item's cost is the item itself."""
+"""The batcher on devices in threads: batches, who shares them, what is answered, and what is counted."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 
-import pytest
-
-from models.batcher import Batcher, Device
-
-# For what must happen; nothing waits as long unless a test fails
-DEADLINE_S = 20
-
-Numbers = Batcher[int, int]
-
-
-def double(items: Sequence[int]) -> list[int | Exception]:
-    return [2 * item for item in items]
-
-
-class Recorder:
-    """A device that doubles, and keeps the batches it was given."""
-
-    def __init__(self) -> None:
-        self.batches: list[list[int]] = []
-
-    def __call__(self, items: Sequence[int]) -> list[int | Exception]:
-        self.batches.append(list(items))
-        return double(items)
-
-
-class Held(Recorder):
-    """A device that doubles each batch only when it is let go."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._started = threading.Semaphore(0)
-        self._allowed = threading.Semaphore(0)
-
-    def __call__(self, items: Sequence[int]) -> list[int | Exception]:
-        self.batches.append(list(items))
-        self._started.release()
-        assert self._allowed.acquire(timeout=DEADLINE_S)
-        return double(items)
-
-    async def started(self) -> None:
-        """Waits until the device holds a batch that was not waited for yet."""
-        assert await asyncio.to_thread(self._started.acquire, timeout=DEADLINE_S)
-
-    def let_go(self, num_batches: int = 1) -> None:
-        self._allowed.release(num_batches)
-
-
-class Clock:
-    """The event loop's time, standing still until it is moved on."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.now = 1000.0
-        monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: self.now)
-
-    async def move_on(self, seconds: float) -> None:
-        self.now += seconds
-        await settle()
-
-
-async def settle() -> None:
-    """Lets every task that can go on do so."""
-    for _ in range(10):
-        await asyncio.sleep(0)
-
-
-@asynccontextmanager
-async def running(
-    *devices: Device[int, int],
-    budget: int = 10,
-    lingers: Callable[[int], bool] = lambda _: False,
-    linger_s: float = 1.0,
-) -> AsyncIterator[Numbers]:
-    batcher: Numbers = Batcher(devices, lambda item: item, budget, lingers, linger_s)
-    async with asyncio.timeout(DEADLINE_S):
-        yield batcher
-    await batcher.close()
+from models.batcher import Outcome
+from tests.models.devices import DEADLINE_S, Held, Recorder, double, results, running, settle
+from tests.models.simulation import Worker, ask, asked, simulated, until, working
 
 
 async def test_results_come_back_in_order_to_each_of_many_callers() -> None:
     device = Recorder()
     async with running(device, device, budget=20) as batcher:
         asked = [[(7 * caller + 3 * i) % 50 + 1 for i in range(20)] for caller in range(30)]
-        answers = list(await asyncio.gather(*(batcher.run(items) for items in asked)))
+        answers = list(await asyncio.gather(*(results(batcher, items) for items in asked)))
     assert answers == [double(items) for items in asked]
 
 
 async def test_an_empty_request_is_answered() -> None:
     async with running(double) as batcher:
-        assert await batcher.run([]) == []
+        assert await results(batcher, []) == []
 
 
 async def test_batches_respect_the_budget_and_a_dearer_item_runs_alone() -> None:
     device = Held()
     async with running(device, budget=10) as batcher:
-        asking = asyncio.create_task(batcher.run([10, 4, 5, 2, 8, 12, 1, 9, 3]))
+        asking = asyncio.create_task(results(batcher, [10, 4, 5, 2, 8, 12, 1, 9, 3]))
         await device.started()
         device.let_go(100)
         assert await asking == double([10, 4, 5, 2, 8, 12, 1, 9, 3])
@@ -111,34 +37,32 @@ async def test_batches_respect_the_budget_and_a_dearer_item_runs_alone() -> None
 async def test_requests_of_different_callers_share_a_batch() -> None:
     device = Held()
     async with running(device, budget=10) as batcher:
-        callers = [asyncio.create_task(batcher.run([9]))]
+        callers = [asyncio.create_task(results(batcher, [9]))]
         await device.started()
-        callers += [asyncio.create_task(batcher.run([item])) for item in (1, 2, 3)]
+        callers += [asyncio.create_task(results(batcher, [item])) for item in (1, 2, 3)]
         await settle()
         device.let_go(2)
         assert await asyncio.gather(*callers) == [[18], [2], [4], [6]]
     assert device.batches == [[9], [1, 2, 3]]
 
 
-async def test_an_idle_device_takes_a_lone_item_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    device = Held()
-    async with running(device, budget=1_000_000) as batcher:
-        Clock(monkeypatch)  # with time standing still, whoever waits for company waits for ever
-        asking = asyncio.create_task(batcher.run([1]))
-        await device.started()
-        assert device.batches == [[1]]
-        device.let_go()
-        assert await asking == [2]
+@simulated
+async def test_an_idle_device_takes_a_lone_item_at_once() -> None:
+    worker = Worker()
+    async with working(worker, budget=1_000_000) as batcher:
+        await until(3)
+        assert await ask(batcher, 1) == [2]
+    assert worker.history[0].began == 3
 
 
 async def test_a_second_device_does_not_wait_for_a_busy_first() -> None:
     one, other = Held(), Held()
     async with running(one, other, budget=1_000_000) as batcher:
-        first = asyncio.create_task(batcher.run([1]))
+        first = asyncio.create_task(results(batcher, [1]))
         await asyncio.wait(
             [asyncio.create_task(device.started()) for device in (one, other)], return_when=asyncio.FIRST_COMPLETED
         )
-        second = asyncio.create_task(batcher.run([2]))
+        second = asyncio.create_task(results(batcher, [2]))
         for device in (one, other):
             device.let_go()
         assert await first == [2]
@@ -154,13 +78,13 @@ async def test_devices_drain_one_queue_at_the_same_time() -> None:
         return double(items)
 
     async with running(meet, meet, meet, budget=1) as batcher:
-        assert await batcher.run([1, 2, 3, 4, 5, 6]) == double([1, 2, 3, 4, 5, 6])
+        assert await results(batcher, [1, 2, 3, 4, 5, 6]) == double([1, 2, 3, 4, 5, 6])
 
 
 async def test_a_device_runs_one_batch_at_a_time() -> None:
     device = Held()
     async with running(device, budget=1) as batcher:
-        asking = asyncio.create_task(batcher.run([1, 2]))
+        asking = asyncio.create_task(results(batcher, [1, 2]))
         await device.started()
         await settle()
         assert batcher.statistics.inflight_batches == 1
@@ -169,12 +93,36 @@ async def test_a_device_runs_one_batch_at_a_time() -> None:
         await asking
 
 
+@simulated
+async def test_a_device_with_several_callers_has_several_batches_at_a_time() -> None:
+    worker = Worker()
+    async with working(worker, budget=4, num_callers=2) as batcher:
+        assert await ask(batcher, 4, 3, 2, 1) == [8, 6, 4, 2]
+        assert batcher.statistics.devices[0].num_batches == 3
+    assert [(batch.items, batch.began) for batch in worker.history] == [([4], 0), ([3], 0), ([2, 1], 3)]
+
+
+@simulated
+async def test_a_batch_has_so_many_items_at_most() -> None:
+    worker = Worker()
+    async with working(worker, max_items=2) as batcher:
+        assert await ask(batcher, 1, 2, 3, 4, 5) == [2, 4, 6, 8, 10]
+    assert worker.batches == [[1, 2], [3, 4], [5]]
+
+
+@simulated
+async def test_an_outcome_tells_the_device_that_ran_it() -> None:
+    slow, fast = Worker(rate=1), Worker(rate=10)
+    async with working(slow, fast, budget=1) as batcher:
+        assert await batcher.run([10, 20, 10]) == [Outcome(20, 0), Outcome(40, 1), Outcome(20, 0)]
+
+
 async def test_an_items_failure_is_its_own() -> None:
     def odd(items: Sequence[int]) -> list[int | Exception]:
         return [ValueError(f"{item} is odd") if item % 2 else 2 * item for item in items]
 
     async with running(odd) as batcher:
-        found = await batcher.run([2, 3, 4])
+        found = await results(batcher, [2, 3, 4])
     assert found[0] == 4
     assert found[2] == 8
     assert isinstance(found[1], ValueError)
@@ -188,10 +136,10 @@ async def test_a_device_that_raises_fails_its_batch_alone_and_goes_on() -> None:
         return double(items)
 
     async with running(fragile, budget=13) as batcher:
-        found = await batcher.run([5, 6, 13, 7, 4])
+        found = await results(batcher, [5, 6, 13, 7, 4])
         assert isinstance(found[2], MemoryError)
         assert [found[i] for i in (0, 1, 3, 4)] == [10, 12, 14, 8]
-        assert await batcher.run([8]) == [16]
+        assert await results(batcher, [8]) == [16]
         assert batcher.statistics.inflight_batches == 0
 
 
@@ -200,14 +148,14 @@ async def test_a_device_that_forgets_an_item_fails_its_batch_and_goes_on() -> No
         return double(items)[: 1 if 13 in items else None]
 
     async with running(forgetful, budget=100) as batcher:
-        assert all(isinstance(result, AssertionError) for result in await batcher.run([13, 1]))
-        assert await batcher.run([1, 2]) == [2, 4]
+        assert all(isinstance(result, AssertionError) for result in await results(batcher, [13, 1]))
+        assert await results(batcher, [1, 2]) == [2, 4]
 
 
 async def test_equal_items_of_one_request_are_computed_once() -> None:
     device = Recorder()
     async with running(device) as batcher:
-        assert await batcher.run([3, 3, 1, 3]) == [6, 6, 2, 6]
+        assert await results(batcher, [3, 3, 1, 3]) == [6, 6, 2, 6]
         assert batcher.statistics.num_joined == 2
     assert device.batches == [[3, 1]]
 
@@ -215,9 +163,9 @@ async def test_equal_items_of_one_request_are_computed_once() -> None:
 async def test_who_asks_for_what_is_queued_or_running_joins() -> None:
     device = Held()
     async with running(device) as batcher:
-        first = asyncio.create_task(batcher.run([9]))
+        first = asyncio.create_task(results(batcher, [9]))
         await device.started()
-        others = [asyncio.create_task(batcher.run(items)) for items in ([9], [4], [4, 9])]
+        others = [asyncio.create_task(results(batcher, items)) for items in ([9], [4], [4, 9])]
         await settle()
         assert batcher.statistics.num_joined == 3
         device.let_go(2)
@@ -225,29 +173,37 @@ async def test_who_asks_for_what_is_queued_or_running_joins() -> None:
     assert device.batches == [[9], [4]]
 
 
-async def test_who_asks_after_the_result_is_there_is_computed_anew() -> None:
-    device = Recorder()
-    async with running(device) as batcher:
-        await batcher.run([3])
-        await batcher.run([3])
-    assert device.batches == [[3], [3]]
-
-
-async def test_a_lingering_result_is_joined_and_later_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    device = Recorder()
-    async with running(device, lingers=lambda item: item < 5, linger_s=1.0) as batcher:
-        clock = Clock(monkeypatch)
-        await batcher.run([3, 7])
-        assert await batcher.run([3]) == [6]
-        await clock.move_on(0.9)
-        assert await batcher.run([3]) == [6]
-        assert device.batches == [[3, 7]]
+@simulated
+async def test_a_lingering_result_is_joined_and_later_forgotten() -> None:
+    worker = Worker()
+    async with working(worker, lingers=lambda item: item < 5, linger_s=1.0) as batcher:
+        assert await ask(batcher, 3, 7) == [6, 14]
+        assert await ask(batcher, 3) == [6]
+        await until(10.9)
+        assert await batcher.run([3]) == [Outcome(6, 0)]
+        assert worker.batches == [[3, 7]]
         assert batcher.statistics.num_joined == 2
-        await batcher.run([7])  # 7 does not linger
-        assert device.batches == [[3, 7], [7]]
-        await clock.move_on(0.2)
-        assert await batcher.run([3]) == [6]
-        assert device.batches == [[3, 7], [7], [3]]
+        await until(11.1)
+        assert await ask(batcher, 3) == [6]
+        assert worker.batches == [[3, 7], [3]]
+
+
+@simulated
+async def test_only_what_may_linger_does() -> None:
+    worker = Worker()
+    async with working(worker, lingers=lambda item: item < 5) as batcher:
+        await ask(batcher, 3, 7)
+        await ask(batcher, 3, 7)
+    assert worker.batches == [[3, 7], [7]]
+
+
+@simulated
+async def test_nothing_lingers_by_default() -> None:
+    worker = Worker()
+    async with working(worker) as batcher:
+        await ask(batcher, 3)
+        await ask(batcher, 3)
+    assert worker.batches == [[3], [3]]
 
 
 async def test_errors_never_linger() -> None:
@@ -258,35 +214,17 @@ async def test_errors_never_linger() -> None:
         return [OSError("once")] * len(results) if len(device.batches) == 1 else results
 
     async with running(fails_first, lingers=lambda _: True, linger_s=1e6) as batcher:
-        (first,) = await batcher.run([3])
+        (first,) = await results(batcher, [3])
         assert isinstance(first, OSError)
-        assert await batcher.run([3]) == [6]
-
-
-@pytest.mark.parametrize("leaver", [0, 1])
-async def test_a_caller_who_leaves_takes_nothing_from_who_asks_the_same(leaver: int) -> None:
-    device = Held()
-    async with running(device) as batcher:
-        busy = asyncio.create_task(batcher.run([9]))
-        await device.started()
-        callers = []
-        for _ in range(2):
-            callers.append(asyncio.create_task(batcher.run([4])))
-            await settle()
-        callers[leaver].cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await callers[leaver]
-        device.let_go(2)
-        assert await busy == [18]
-        assert await callers[1 - leaver] == [8]
+        assert await results(batcher, [3]) == [6]
 
 
 async def test_closing_fails_what_is_queued() -> None:
     device = Held()
     async with running(device) as batcher:
-        busy = asyncio.create_task(batcher.run([9]))
+        busy = asyncio.create_task(results(batcher, [9]))
         await device.started()
-        queued = asyncio.create_task(batcher.run([4, 5]))
+        queued = asyncio.create_task(results(batcher, [4, 5]))
         await settle()
         device.let_go()
         await batcher.close()
@@ -299,7 +237,7 @@ async def test_closing_fails_what_is_queued() -> None:
 async def test_closing_answers_what_is_running() -> None:
     device = Held()
     async with running(device) as batcher:
-        asking = asyncio.create_task(batcher.run([9]))
+        asking = asyncio.create_task(results(batcher, [9]))
         await device.started()
         device.let_go()
         await batcher.close()
@@ -309,9 +247,9 @@ async def test_closing_answers_what_is_running() -> None:
 
 async def test_a_closed_batcher_refuses() -> None:
     async with running(double) as batcher:
-        await batcher.run([1])
+        await results(batcher, [1])
         await batcher.close()
-        asking = asyncio.create_task(batcher.run([2]))
+        asking = asyncio.create_task(results(batcher, [2]))
         await settle()
         assert asking.done()
 
@@ -328,15 +266,16 @@ async def test_statistics_count_what_waits_runs_and_is_done() -> None:
         return [ValueError() if result == 8 else result for result in device(items)]
 
     async with running(picky) as batcher:
-        first = asyncio.create_task(batcher.run([9]))
+        first = asyncio.create_task(results(batcher, [9]))
         await device.started()
-        second = asyncio.create_task(batcher.run([4, 5, 6, 4]))
+        second = asyncio.create_task(results(batcher, [4, 5, 6, 4]))
         await settle()
         s = batcher.statistics
         assert (s.inflight_batches, s.queue_items, s.queue_cost) == (1, 3, 15)
         assert (s.num_batches, s.num_items, s.num_joined, s.num_failed) == (0, 0, 1, 0)
         device.let_go(3)
         await asyncio.gather(first, second)
+        s = batcher.statistics
         assert (s.inflight_batches, s.queue_items, s.queue_cost) == (0, 0, 0)
         assert (s.num_batches, s.num_items, s.num_joined, s.num_failed) == (3, 4, 1, 1)
 
@@ -344,12 +283,29 @@ async def test_statistics_count_what_waits_runs_and_is_done() -> None:
 async def test_nothing_waits_in_a_closed_batcher() -> None:
     device = Held()
     async with running(device) as batcher:
-        first = asyncio.create_task(batcher.run([9]))
+        first = asyncio.create_task(results(batcher, [9]))
         await device.started()
-        second = asyncio.create_task(batcher.run([4]))
+        second = asyncio.create_task(results(batcher, [4]))
         await settle()
         device.let_go()
         await batcher.close()
         await second
         first.cancel()
         assert (batcher.statistics.queue_items, batcher.statistics.queue_cost) == (0, 0)
+
+
+@simulated
+async def test_each_device_is_counted_for_itself() -> None:
+    slow, fast = Worker(rate=1), Worker(rate=4)
+    async with working(slow, fast, budget=8) as batcher:
+        asking = await asked(batcher, 8, 7, 1, 4)
+        await until(2.5)
+        one, other = batcher.statistics.devices
+        assert (one.num_batches, one.num_items, one.inflight_batches, one.cost_per_s) == (0, 0, 1, 0)
+        assert (other.num_batches, other.num_items, other.inflight_batches, other.cost_per_s) == (1, 2, 1, 4)
+        assert batcher.statistics.inflight_batches == 2
+        await asking
+        one, other = batcher.statistics.devices
+        assert (one.num_batches, one.num_items, one.inflight_batches, one.cost_per_s) == (1, 1, 0, 1)
+        assert (other.num_batches, other.num_items, other.inflight_batches, other.cost_per_s) == (2, 3, 0, 4)
+        assert [(device.budget, device.is_lost) for device in (one, other)] == [(8, False)] * 2

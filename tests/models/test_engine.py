@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from models.backends.choice import choose
+from models.batcher import Batcher, Limits
 from models.catalogue import MINI
-from models.engine import DeviceLost, EmbeddingError, Encoder, Engine, Item, OutputDtype
+from models.engine import EmbeddingError, Encoder, Engine, Item, OutputDtype
 from models.esm2 import Esm2
+from models.failures import DeviceLost, OutOfMemory
 from models.packing import Pack
 from models.planning import cost
 from tests.models.conftest import Folders
@@ -61,6 +63,34 @@ def overflow(hidden: Tensor) -> Tensor:
     return hidden * 1e6
 
 
+def ask_torch_for_too_much() -> None:
+    torch.empty(1 << 50)  # four petabytes: the error is torch's own, in its own words
+
+
+def as_cuda_says() -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+
+def as_a_kernel_says() -> None:
+    raise MemoryError
+
+
+class Small:
+    """An encoder whose memory holds so many tokens; it keeps the number of tokens of every pack."""
+
+    def __init__(self, inner: Encoder, num_tokens: int, complain: Callable[[], None] = as_cuda_says) -> None:
+        self.inner = inner
+        self.num_tokens = num_tokens
+        self.complain = complain
+        self.packs: list[int] = []
+
+    def encode(self, pack: Pack) -> Tensor:
+        self.packs.append(sum(pack.lengths))
+        if sum(pack.lengths) > self.num_tokens:
+            self.complain()
+        return self.inner.encode(pack)
+
+
 def spoil_with(engine: Engine, spoil: Callable[[Tensor], Tensor], monkeypatch: pytest.MonkeyPatch) -> Spoilt:
     spoilt = Spoilt(engine.encoder, int(engine.table.ids[ord(POISON)]), spoil)
     monkeypatch.setattr(engine, "encoder", spoilt)
@@ -106,6 +136,61 @@ def test_an_error_behind_which_the_device_is_silent_is_a_lost_device(
     spoil_with(mini, fail_and_lose_the_device, monkeypatch)
     with pytest.raises(DeviceLost, match="cuda:99 is lost"):
         mini.embed(items(True))
+
+
+@pytest.mark.parametrize("complain", [ask_torch_for_too_much, as_cuda_says, as_a_kernel_says])
+def test_a_batch_that_memory_does_not_hold_is_told_of_as_such(
+    mini: Engine, monkeypatch: pytest.MonkeyPatch, complain: Callable[[], None]
+) -> None:
+    small = Small(mini.encoder, 50, complain)
+    monkeypatch.setattr(mini, "encoder", small)
+    with pytest.raises(OutOfMemory, match="8 sequences: "):
+        mini.embed(items())
+    assert len(small.packs) == 1  # smaller batches are the batcher's business
+    assert isinstance(mini.embed(items()[:1])[0], np.ndarray)
+
+
+@pytest.mark.parametrize("complain", [ask_torch_for_too_much, as_cuda_says, as_a_kernel_says])
+def test_a_sequence_that_memory_does_not_hold_is_told_its_length(
+    mini: Engine, monkeypatch: pytest.MonkeyPatch, complain: Callable[[], None]
+) -> None:
+    monkeypatch.setattr(mini, "encoder", Small(mini.encoder, 50, complain))
+    (found,) = mini.embed([Item("S" * 100, True, "float32")])
+    assert isinstance(found, EmbeddingError)
+    assert str(found) == "100 residues are more than the memory of cpu holds"
+
+
+def test_a_device_that_is_silent_behind_want_of_memory_is_lost(
+    mini: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def complain_and_lose_the_device() -> None:
+        monkeypatch.setattr(mini, "device", torch.device("cuda:99"))
+        as_cuda_says()
+
+    monkeypatch.setattr(mini, "encoder", Small(mini.encoder, 50, complain_and_lose_the_device))
+    with pytest.raises(DeviceLost, match="cuda:99 is lost"):
+        mini.embed(items())
+
+
+async def test_what_memory_does_not_hold_at_once_is_done_in_parts(
+    mini: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = mini.embed(items())
+    small = Small(mini.encoder, 50)
+    monkeypatch.setattr(mini, "encoder", small)
+    batcher: Batcher[Item, np.ndarray] = Batcher([mini.embed], mini.cost, Limits(mini.budget))
+    found = [outcome.result for outcome in await batcher.run(items())]
+    await batcher.close()
+    too_long = EIGHT.index("S" * 100)
+    assert str(found[too_long]) == "100 residues are more than the memory of cpu holds"
+    for index in set(range(len(EIGHT))) - {too_long}:
+        one, other = found[index], expected[index]
+        assert isinstance(one, np.ndarray)
+        assert isinstance(other, np.ndarray)
+        assert worst_relative_error(one, other) <= 1e-5  # Measured on others of its kind: 6.1e-7
+    assert small.packs[0] == 164
+    assert sum(tokens for tokens in small.packs if tokens <= 50) == 164 - 102  # each of the others once
+    assert batcher.statistics.num_split == sum(tokens > 50 and tokens != 102 for tokens in small.packs)
 
 
 @pytest.mark.parametrize("pooled", [True, False])

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,11 +15,24 @@ import torch
 
 from models import runner
 from models.backends.portable import Portable
+from models.batcher import Limits
 from models.catalogue import CATALOGUE, MINI
-from models.runner import RunnerOptions, load_engines, verify_stored
+from models.runner import QUEUE_BATCHES, RunnerOptions, load_engines, verify_stored
+from scripts.local_service import ROOT
 from tests.models.conftest import Folders
 from tests.models.damage import cut_off
 from tests.models.stores import own_store
+
+OPTIONS = RunnerOptions(
+    precision="auto",
+    use_kernels=True,
+    batch_tokens=None,
+    batch_items=None,
+    batch_wait_s=0.0,
+    queue_tokens=None,
+    num_gpus=0,
+    timeout_s=1,
+)
 
 
 @pytest.fixture
@@ -52,7 +68,7 @@ def test_a_runner_computes_as_it_is_told(folders: Folders, monkeypatch: pytest.M
     for name in ("give_freed_memory_back", "keep_freed_memory"):  # these are for the whole process
         monkeypatch.setattr(runner, name, lambda: None)
     monkeypatch.setattr(runner, "usable_cores", torch.get_num_threads)
-    options = RunnerOptions("bf16", use_kernels=False, batch_tokens=None, num_gpus=0, timeout_s=1)
+    options = dataclasses.replace(OPTIONS, precision="bf16", use_kernels=False)
     (engine,) = load_engines(folders.of(MINI), MINI, options)
     assert engine.choice.precision == "bf16"
     assert isinstance(engine.choice.backend, Portable)
@@ -60,6 +76,44 @@ def test_a_runner_computes_as_it_is_told(folders: Folders, monkeypatch: pytest.M
 
 def test_a_runner_without_its_gpus_does_not_start(folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    options = RunnerOptions("auto", use_kernels=True, batch_tokens=None, num_gpus=2, timeout_s=1)
+    options = dataclasses.replace(OPTIONS, num_gpus=2)
     with pytest.raises(RuntimeError, match="RUNNER_GPUS reserves 2 GPUs, esm2_mini sees 1"):
         load_engines(folders.of(MINI), MINI, options)
+
+
+def test_unless_told_otherwise_a_runner_takes_what_suits_its_device() -> None:
+    expected = Limits(budget=4096, max_items=sys.maxsize, max_wait_s=0.0, max_queue_cost=QUEUE_BATCHES * 4096)
+    assert OPTIONS.limits(4096) == expected
+
+
+def test_a_runner_keeps_to_the_limits_it_is_given() -> None:
+    options = dataclasses.replace(OPTIONS, batch_tokens=100, batch_items=7, batch_wait_s=0.02, queue_tokens=5000)
+    assert options.limits(4096) == Limits(budget=100, max_items=7, max_wait_s=0.02, max_queue_cost=5000)
+
+
+def test_the_queue_is_as_long_as_its_batches_make_it() -> None:
+    options = dataclasses.replace(OPTIONS, batch_tokens=100)
+    assert options.limits(4096).max_queue_cost == QUEUE_BATCHES * 100
+
+
+def test_a_runner_without_a_device_ends_behind_what_it_had_to_say() -> None:
+    code = """
+import asyncio, logging
+from models.catalogue import MINI
+from models.runner import EXIT_AFTER_S, exit_soon
+
+async def main():
+    logging.basicConfig()
+    exit_soon(MINI)
+    print("said behind it", flush=True)
+    await asyncio.sleep(EXIT_AFTER_S / 4)
+    print("and later", flush=True)
+    await asyncio.sleep(60)
+    print("too late", flush=True)
+
+asyncio.run(main())
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=50)
+    assert done.returncode == 1
+    assert done.stdout == "said behind it\nand later\n"
+    assert "esm2_mini has lost its last device" in done.stderr

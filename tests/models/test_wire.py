@@ -8,7 +8,8 @@ import struct
 import numpy as np
 import pytest
 
-from models.wire import Reply, decode_reply, encode_reply
+from models.failures import NoDevice, QueueFull
+from models.wire import Refusal, Reply, decode_reply, encode_refusal, encode_reply
 
 
 def full(rows: int, value: float, dtype: str = "float32") -> np.ndarray:
@@ -17,7 +18,7 @@ def full(rows: int, value: float, dtype: str = "float32") -> np.ndarray:
 
 def sent(results: list[np.ndarray | Exception], dtype: str = "float32") -> Reply:
     """The results on the other side."""
-    return decode_reply(encode_reply(results, 4, dtype, "fp32"))
+    return decode_reply(encode_reply(results, 4, dtype, "fp32", ["cpu"] * len(results)))
 
 
 def test_residues_of_all_sequences_arrive_in_order() -> None:
@@ -69,7 +70,7 @@ def test_rows_that_are_not_contiguous_arrive_as_they_are() -> None:
 
 
 def test_the_header_is_json_that_anyone_can_read() -> None:
-    data = encode_reply([full(2, 1), ValueError("bad")], 4, "float32", "fp32")
+    data = encode_reply([full(2, 1), ValueError("bad")], 4, "float32", "fp32", ["cuda:1", None])
     (size,) = struct.unpack("<I", data[:4])
     assert json.loads(data[4 : 4 + size]) == {
         "lengths": [2, 0],
@@ -77,5 +78,39 @@ def test_the_header_is_json_that_anyone_can_read() -> None:
         "dtype": "float32",
         "precision": "fp32",
         "errors": {"1": "bad"},
+        "devices": ["cuda:1", None],
     }
     assert len(data) == 4 + size + 2 * 4 * 4
+
+
+def test_precision_and_devices_arrive() -> None:
+    reply = decode_reply(encode_reply([full(1, 1), OSError("no")], 4, "float32", "bf16", ["cuda:3", None]))
+    assert reply.precision == "bf16"
+    assert reply.devices == ["cuda:3", None]
+
+
+def test_a_full_queue_arrives_with_the_time_to_wait() -> None:
+    with pytest.raises(QueueFull, match="too much is waiting; try again in 12 s") as caught:
+        decode_reply(encode_refusal(QueueFull(12.25)))
+    assert caught.value.retry_after_s == 12.25
+
+
+@pytest.mark.parametrize(
+    "error", [NoDevice("the last device was lost: 日本"), TimeoutError("after 3 s"), TimeoutError()]
+)
+def test_a_refusal_arrives_as_it_was_raised(error: Refusal) -> None:
+    with pytest.raises(type(error)) as caught:
+        decode_reply(encode_refusal(error))
+    assert type(caught.value) is type(error)
+    assert str(caught.value) == str(error)
+
+
+def test_a_refusal_is_a_header_that_anyone_can_read() -> None:
+    data = encode_refusal(QueueFull(2.0))
+    (size,) = struct.unpack("<I", data[:4])
+    assert len(data) == 4 + size
+    assert json.loads(data[4:]) == {
+        "refused": "QueueFull",
+        "why": "too much is waiting; try again in 2 s",
+        "retry_after_s": 2.0,
+    }

@@ -1,0 +1,101 @@
+"""What waits for a device, and in which order it goes. No clock, no thread, no device: the caller says when.
+
+Every item is due at a time of its own, and goes in that order. Whoever puts it in says when: a bounded time
+ahead, so that nothing waits for ever behind what comes later (docs/decisions/0015-who-goes-first.md).
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from dataclasses import dataclass, field
+from typing import Generic, Literal, TypeVar
+
+ItemT = TypeVar("ItemT")
+
+Priority = Literal["interactive", "bulk"]
+# Seconds by which an item is due after it came: bulk work goes behind what is urgent, for so long and no longer
+DELAYS_S: dict[Priority, float] = {"interactive": 0.0, "bulk": 10.0}
+
+
+@dataclass(eq=False)
+class Entry(Generic[ItemT]):
+    """One item that waits, and for how many callers.
+
+    cost: in tokens' worth of arithmetic. arrived, due: on the caller's clock, in seconds.
+    """
+
+    item: ItemT
+    cost: int
+    arrived: float
+    due: float
+    num_callers: int = 1
+    is_waiting: bool = field(default=False, init=False)
+
+
+class Schedule(Generic[ItemT]):
+    """A queue in order of due times. `cost` and `size` are those of what waits."""
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[float, int, Entry[ItemT]]] = []
+        self._tickets = itertools.count()  # what is due at the same time goes in order of arrival
+        self.cost = 0
+        self.size = 0
+
+    def put(self, entry: Entry[ItemT]) -> None:
+        """A new entry, or one that a device could not run: that one keeps its turn."""
+        entry.is_waiting = True
+        self.cost += entry.cost
+        self.size += 1
+        heapq.heappush(self._heap, (entry.due, next(self._tickets), entry))
+
+    def join(self, entry: Entry[ItemT], due: float) -> None:
+        """One more caller for an entry, which goes as early as the most urgent of them wants."""
+        entry.num_callers += 1
+        if entry.is_waiting and due < entry.due:
+            entry.due = due
+            heapq.heappush(self._heap, (due, next(self._tickets), entry))
+
+    def leave(self, entry: Entry[ItemT]) -> bool:
+        """One caller less. Whether the entry has left the queue with the last of them."""
+        entry.num_callers -= 1
+        if entry.num_callers or not entry.is_waiting:
+            return False
+        self._take(entry)
+        if len(self._heap) > 2 * self.size:  # what has left stays in the heap, but never most of it
+            self._heap = [place for place in self._heap if self._is_current(place)]
+            heapq.heapify(self._heap)
+        return True
+
+    def first(self) -> Entry[ItemT] | None:
+        """The entry whose turn it is; None if nothing waits."""
+        while self._heap and not self._is_current(self._heap[0]):
+            heapq.heappop(self._heap)
+        return self._heap[0][2] if self._heap else None
+
+    def pick(self, budget: int, max_items: int) -> list[Entry[ItemT]]:
+        """The next entries in order, as much as the budget holds, one at least."""
+        batch: list[Entry[ItemT]] = []
+        spent = 0
+        while (entry := self.first()) is not None:
+            if batch and (spent + entry.cost > budget or len(batch) >= max_items):
+                break
+            spent += entry.cost
+            heapq.heappop(self._heap)
+            self._take(entry)
+            batch.append(entry)
+        return batch
+
+    def take_all(self) -> list[Entry[ItemT]]:
+        """Everything that waits, in order."""
+        return self.pick(budget=self.cost, max_items=self.size)
+
+    def _take(self, entry: Entry[ItemT]) -> None:
+        entry.is_waiting = False
+        self.cost -= entry.cost
+        self.size -= 1
+
+    @staticmethod
+    def _is_current(place: tuple[float, int, Entry[ItemT]]) -> bool:
+        due, _, entry = place
+        return entry.is_waiting and due == entry.due

@@ -1,0 +1,204 @@
+"""The queue against a list that is searched from end to end."""
+
+from __future__ import annotations
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, MultipleResults, RuleBasedStateMachine, consumes, invariant, multiple, rule
+
+from models.schedule import Entry, Schedule
+
+
+def filled(*entries: tuple[str, int, float]) -> tuple[Schedule[str], list[Entry[str]]]:
+    """A schedule of (item, cost, due), and its entries."""
+    schedule: Schedule[str] = Schedule()
+    made = [Entry(item, cost, 0.0, due) for item, cost, due in entries]
+    for entry in made:
+        schedule.put(entry)
+    return schedule, made
+
+
+def picked(schedule: Schedule[str], budget: int = 100, max_items: int = 100) -> str:
+    return "".join(entry.item for entry in schedule.pick(budget, max_items))
+
+
+def test_what_is_due_first_goes_first() -> None:
+    schedule, _ = filled(("a", 1, 3), ("b", 1, 1), ("c", 1, 2))
+    assert picked(schedule) == "bca"
+
+
+def test_what_is_due_together_goes_as_it_came() -> None:
+    schedule, _ = filled(*((letter, 1, 5.0) for letter in "ghijabcdef"))
+    assert picked(schedule) == "ghijabcdef"
+
+
+def test_a_batch_holds_what_the_budget_does_and_skips_nothing() -> None:
+    schedule, _ = filled(("a", 3, 1), ("b", 4, 2), ("c", 4, 3), ("d", 1, 4))
+    assert picked(schedule, budget=7) == "ab"
+    assert (schedule.size, schedule.cost) == (2, 5)
+    assert picked(schedule, budget=4) == "c"
+    assert picked(schedule, budget=4) == "d"
+    assert picked(schedule, budget=4) == ""
+
+
+def test_what_is_dearer_than_the_budget_goes_alone() -> None:
+    schedule, _ = filled(("a", 9, 1), ("b", 1, 2))
+    assert picked(schedule, budget=2) == "a"
+
+
+def test_a_batch_has_so_many_items_at_most() -> None:
+    schedule, _ = filled(("a", 1, 1), ("b", 1, 2), ("c", 1, 3))
+    assert [picked(schedule, max_items=2), picked(schedule, max_items=2)] == ["ab", "c"]
+
+
+def test_an_entry_goes_when_the_most_urgent_of_its_callers_wants() -> None:
+    schedule, (_, b, c) = filled(("a", 1, 2), ("b", 1, 3), ("c", 1, 4))
+    schedule.join(c, 1)
+    schedule.join(b, 9)
+    assert (schedule.size, schedule.cost) == (3, 3)
+    assert picked(schedule) == "cab"
+
+
+def test_an_entry_leaves_with_the_last_of_its_callers() -> None:
+    schedule, (a, _) = filled(("a", 2, 1), ("b", 3, 2))
+    schedule.join(a, 1)
+    assert not schedule.leave(a)
+    assert (schedule.size, schedule.cost) == (2, 5)
+    assert schedule.leave(a)
+    assert (schedule.size, schedule.cost) == (1, 3)
+    assert schedule.first() is not a
+    assert picked(schedule) == "b"
+
+
+def test_what_a_device_holds_does_not_leave() -> None:
+    schedule, (a,) = filled(("a", 2, 1))
+    picked(schedule)
+    assert not schedule.leave(a)
+    assert (schedule.size, schedule.cost) == (0, 0)
+
+
+def test_what_is_put_back_goes_before_what_is_due_later() -> None:
+    schedule, (a, _) = filled(("a", 1, 1), ("b", 1, 2))
+    assert picked(schedule, max_items=1) == "a"
+    schedule.put(a)
+    assert picked(schedule) == "ab"
+
+
+def test_what_is_put_back_keeps_its_turn_among_what_is_due_together() -> None:
+    schedule, (a, _) = filled(("a", 1, 1), ("b", 1, 1))
+    assert picked(schedule, max_items=1) == "a"
+    schedule.put(a)
+    assert picked(schedule) == "ab"
+
+
+def test_what_an_urgent_caller_joined_on_a_device_is_urgent_when_it_is_put_back() -> None:
+    schedule, (a, _) = filled(("a", 1, 10), ("b", 1, 12))
+    assert picked(schedule, max_items=1) == "a"
+    urgent = Entry("c", 1, 0.0, 5.0)
+    schedule.put(urgent)
+    schedule.join(a, 4)
+    schedule.put(a)
+    assert picked(schedule) == "acb"
+
+
+def test_everything_is_taken_in_order() -> None:
+    schedule, _ = filled(("a", 9, 3), ("b", 1, 1), ("c", 7, 2))
+    assert [entry.item for entry in schedule.take_all()] == ["b", "c", "a"]
+    assert schedule.take_all() == []
+    assert schedule.first() is None
+
+
+class AgainstAList(RuleBasedStateMachine):
+    """Entries wait (`self.waiting`, as they came), or are on a device (`self.taken`), or are gone."""
+
+    entries: Bundle[Entry[int]] = Bundle("entries")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.schedule: Schedule[int] = Schedule()
+        self.waiting: list[Entry[int]] = []
+        self.taken: list[Entry[int]] = []
+        self.num_callers: dict[int, int] = {}
+        self.moved: set[int] = set()  # joined or put back: among what is due together, these may go anywhere
+
+    @rule(target=entries, cost=st.integers(1, 5), due=st.integers(0, 4))
+    def put(self, cost: int, due: int) -> Entry[int]:
+        entry = Entry(len(self.num_callers), cost, 0.0, due)
+        self.schedule.put(entry)
+        self.waiting.append(entry)
+        self.num_callers[entry.item] = 1
+        return entry
+
+    @rule(entry=entries, due=st.integers(0, 4))
+    def join(self, entry: Entry[int], due: int) -> None:
+        if entry in self.waiting or entry in self.taken:
+            earliest = min(due, entry.due)
+            self.schedule.join(entry, due)
+            self.num_callers[entry.item] += 1
+            self.moved.add(entry.item)
+            if entry in self.waiting:
+                assert entry.due == earliest
+
+    @rule(entry=entries)
+    def leave(self, entry: Entry[int]) -> None:
+        if self.num_callers[entry.item] and (entry in self.waiting or entry in self.taken):
+            self.num_callers[entry.item] -= 1
+            was_last = entry in self.waiting and not self.num_callers[entry.item]
+            assert self.schedule.leave(entry) == was_last
+            if was_last:
+                self.waiting.remove(entry)
+
+    @rule(budget=st.integers(1, 12), max_items=st.integers(1, 4))
+    def pick(self, budget: int, max_items: int) -> None:
+        batch = self.schedule.pick(budget, max_items)
+        self.check_order(batch)
+        assert len(batch) == 1 or sum(entry.cost for entry in batch) <= budget
+        assert len(batch) <= max_items
+        follower = self.schedule.first()
+        assert (follower is None) == (not self.waiting)
+        if follower is not None:  # there was no room for it
+            full = len(batch) == max_items
+            assert batch
+            assert full or sum(entry.cost for entry in [*batch, follower]) > budget
+
+    @rule()
+    def take_all(self) -> None:
+        self.check_order(self.schedule.take_all())
+        assert self.waiting == []
+
+    def check_order(self, batch: list[Entry[int]]) -> None:
+        for entry in batch:
+            first_due = min(other.due for other in self.waiting)
+            assert entry.due == first_due
+            if entry.item not in self.moved:
+                together = [other for other in self.waiting if other.due == first_due]
+                assert entry is next(other for other in together if other.item not in self.moved)
+            self.waiting.remove(entry)  # fails if it was handed out before
+            self.taken.append(entry)
+
+    @rule(entry=entries)
+    def put_back(self, entry: Entry[int]) -> None:
+        if entry in self.taken and self.num_callers[entry.item]:
+            self.taken.remove(entry)
+            self.schedule.put(entry)
+            self.waiting.append(entry)
+            self.moved.add(entry.item)
+
+    @rule(target=entries, entry=consumes(entries))
+    def finish(self, entry: Entry[int]) -> Entry[int] | MultipleResults[Entry[int]]:
+        if entry not in self.taken:
+            return entry
+        self.taken.remove(entry)
+        return multiple()
+
+    @invariant()
+    def what_waits_is_counted(self) -> None:
+        assert self.schedule.size == len(self.waiting)
+        assert self.schedule.cost == sum(entry.cost for entry in self.waiting)
+
+    def teardown(self) -> None:
+        self.take_all()
+
+
+TestAgainstAList = AgainstAList.TestCase
+TestAgainstAList.settings = settings(max_examples=200, stateful_step_count=40, deadline=None, derandomize=True)
