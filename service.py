@@ -19,16 +19,19 @@ from bentoml.exceptions import BentoMLException, NotFound
 from bentoml.validators import ContentType, DType
 
 from models.catalogue import UnknownModel, find
+from models.departures import EndForWhoLeft
 from models.runner import RunnerOptions, make_runner
 from serving import errors
+from serving.admission import Admission
 from serving.app import ExplainPlainErrors, create_app
 from serving.gateway import Gateway
 from serving.outputs import NPZ_MEDIA_TYPE, NpzWriter, describe, writing
-from serving.pipeline import MemorySink, Options
+from serving.pipeline import MemorySink
 from serving.redis import EmbeddedRedis, RedisStartError
 from serving.runner_client import RunnerClient
 from serving.runners import ServedModel
-from serving.sequences import Record, clean_all, default_id
+from serving.schemas import ComputeOptions
+from serving.sequences import OnTooLong, Record, default_id
 from serving.settings import SettingsError, load_settings_or_exit, pin_models
 from serving.telemetry import configure_logging
 from serving.threads import run_to_its_end
@@ -57,6 +60,9 @@ OPTIONS = RunnerOptions(
     precision=settings.precision,
     use_kernels=settings.use_kernels,
     batch_tokens=settings.batch_tokens,
+    batch_items=settings.batch_queue_max_size if settings.batch_queue_enabled else 1,
+    batch_wait_s=settings.batch_queue_max_wait_ms / 1e3,
+    queue_tokens=settings.max_queue_tokens,
     num_gpus=settings.runner_gpus,
     timeout_s=settings.runner_timeout_s,
 )
@@ -110,11 +116,17 @@ class _Gateway:
 
     @bentoml.api
     async def encode(
-        self, sequences: list[str], model: str = next(iter(STORED))
+        self,
+        sequences: list[str],
+        context: bentoml.Context,
+        model: str = next(iter(STORED)),
+        max_length: int | None = None,
+        on_too_long: OnTooLong = "error",
     ) -> Annotated[np.ndarray, DType("float32")]:
         """Pooled embeddings, (B, D) float32."""
         sink = MemorySink()
-        await self._embed(sequences, model, Options(pooled=True, dtype="float32"), sink)
+        wanted = ComputeOptions(dtype="float32", max_length=max_length, on_too_long=on_too_long)
+        await self._embed(sequences, model, wanted, sink, context)
         return np.stack([sink.embeddings[index] for index in range(len(sequences))])
 
     @bentoml.api
@@ -124,24 +136,32 @@ class _Gateway:
         context: bentoml.Context,
         model: str = next(iter(STORED)),
         dtype: Literal["float16", "float32"] = "float16",
+        max_length: int | None = None,
+        on_too_long: OnTooLong = "error",
     ) -> Annotated[Path, ContentType(NPZ_MEDIA_TYPE)]:
         """Embeddings of every residue as a npz: `embedding_i` is (L, D) for the i-th sequence."""
         path = Path(context.temp_dir) / "embeddings.npz"
         ids = [default_id(index) for index in range(len(sequences))]
+        wanted = ComputeOptions(pooled=False, dtype=dtype, max_length=max_length, on_too_long=on_too_long)
         async with writing(path) as writer:
-            manifest = await self._embed(sequences, model, Options(pooled=False, dtype=dtype), writer)
+            manifest = await self._embed(sequences, model, wanted, writer, context)
             await run_to_its_end(lambda: writer.finish(ids, manifest))
         return path
 
     async def _embed(
-        self, sequences: list[str], model: str, options: Options, sink: MemorySink | NpzWriter
+        self,
+        sequences: list[str],
+        model: str,
+        wanted: ComputeOptions,
+        sink: MemorySink | NpzWriter,
+        context: bentoml.Context,
     ) -> dict[str, Any]:
         """As the REST route does it, but all or nothing: these clients' replies have no room for parts."""
         records = [Record(default_id(index), sequence) for index, sequence in enumerate(sequences)]
         try:
-            served = self.gateway.find(model)
-            proteins = clean_all(records, served.model, self.gateway.limits)
-            report = await self.gateway.pipeline.embed(served, proteins, options, sink)
+            served, terms = self.gateway.find(model), self.gateway.terms(context.request.headers)
+            proteins, options = self.gateway.prepare(served, records, wanted)
+            report = await self.gateway.pipeline.embed(served, proteins, options, sink, terms)
             if report.errors:
                 index, reason = next(iter(report.errors.items()))
                 raise errors.InferenceFailed(f"sequence {index}: {reason}")
@@ -161,3 +181,9 @@ ProteinEmbeddingService = bentoml.service(
     runner_probe={"enabled": False},
 )(bentoml.asgi_app(app, path="/")(_Gateway))
 ProteinEmbeddingService.add_asgi_middleware(ExplainPlainErrors)
+ProteinEmbeddingService.add_asgi_middleware(
+    Admission,
+    max_requests=settings.max_concurrent_requests,
+    max_body_bytes=int(settings.max_body_mb * 1e6),
+)
+ProteinEmbeddingService.add_asgi_middleware(EndForWhoLeft)

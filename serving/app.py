@@ -15,7 +15,8 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from models.catalogue import UnknownModel
-from serving.errors import ServiceError, body_of, status_of
+from serving.admission import reply_to
+from serving.errors import ServiceError, status_of
 from serving.routes import cache, embeddings, models, operations
 from serving.settings import TITLE, VERSION
 
@@ -73,7 +74,7 @@ async def _explain(request: Request, error: Exception) -> JSONResponse:
     status = status_of(error)
     if status >= 500:
         logger.error("%s %s: %s", request.method, request.url.path, error, exc_info=error.__cause__)
-    return JSONResponse(body_of(error), status)
+    return reply_to(error)
 
 
 async def _explain_validation(_: Request, error: Exception) -> JSONResponse:
@@ -93,4 +94,4 @@ async def _explain_http(request: Request, error: Exception) -> JSONResponse:
 
 async def _explain_unexpected(request: Request, error: Exception) -> JSONResponse:
     logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
-    return JSONResponse(body_of(error), 500)
+    return reply_to(error)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import logging
 import struct
@@ -16,6 +15,7 @@ import redis.asyncio
 from isal import igzip_lib, isal_zlib
 
 from serving.redis import CACHE_PREFIX, REDIS_ERRORS, STATS_KEY
+from serving.threads import run_to_its_end
 
 logger = logging.getLogger(__name__)
 
@@ -34,13 +34,17 @@ EXACT_COUNT_LIMIT = 10_000  # keys, up to which they are counted one by one
 
 @dataclass(frozen=True)
 class KeyParts:
-    """Everything but the sequence that changes an embedding; the layer is the last one."""
+    """Everything but the sequence that changes an embedding; the layer is the last one.
+
+    window: residues that are computed at once, which changes the embeddings of longer sequences alone.
+    """
 
     model: str
     version: str
     precision: str
     dtype: str
     pooled: bool
+    window: int | None = None
 
 
 def cache_key(parts: KeyParts, sequence: str) -> str:
@@ -48,6 +52,8 @@ def cache_key(parts: KeyParts, sequence: str) -> str:
     digest = hashlib.blake2b(sequence.encode(), digest_size=20).hexdigest()
     pooling = "mean" if parts.pooled else "residues"
     settings = f"{parts.precision}_{parts.dtype}_last_{pooling}"
+    if parts.window is not None and len(sequence) > parts.window:
+        settings += f"_windows{parts.window}"
     return f"{CACHE_PREFIX}{parts.model}_{parts.version}_{settings}_f{FORMAT_VERSION}_{digest}"
 
 
@@ -87,6 +93,7 @@ class Cache:
         self.num_errors = 0
         self._ttl_s = int(ttl_s)
         self._level = level
+        self._uncounted = {"hits": 0, "misses": 0}
         self._away_until = 0.0
         self._retry_after_s = RETRY_AFTER_S[0]
 
@@ -101,25 +108,47 @@ class Cache:
                 self._note(error)
         if values is None:
             return [None] * len(keys)
-        return await asyncio.to_thread(lambda: [None if v is None else decode(v) for v in values])
+        return await run_to_its_end(
+            lambda: [None if value is None else decode(value) for value in values],
+            size_bytes=sum(len(value) for value in values if value is not None),
+        )
 
-    async def put_many(self, embeddings: Mapping[str, np.ndarray], hits: int = 0, misses: int = 0) -> None:
-        """One pipelined write of embeddings and of the counts of look-ups."""
-        if self._is_away():
+    async def put_many(self, embeddings: Mapping[str, np.ndarray]) -> None:
+        """One pipelined write."""
+        if not embeddings or self._is_away():
             return
-        values = await asyncio.to_thread(
-            lambda: {key: encode(embedding, self._level) for key, embedding in embeddings.items()}
+        values = await run_to_its_end(
+            lambda: {key: encode(embedding, self._level) for key, embedding in embeddings.items()},
+            size_bytes=sum(embedding.nbytes for embedding in embeddings.values()),
         )
         pipeline = self.client.pipeline(transaction=False)
         for key, value in values.items():
             pipeline.set(key, value, ex=self._ttl_s)
-        for name, count in (("hits", hits), ("misses", misses)):
-            if count:
-                pipeline.hincrby(STATS_KEY, name, count)
         try:
             await pipeline.execute()
         except REDIS_ERRORS as error:
             self._note(error)
+
+    def count(self, hits: int, misses: int) -> None:
+        """Of look-ups, by sequence; gathered here, as a write for each request would take longer than a hit."""
+        self._uncounted["hits"] += hits
+        self._uncounted["misses"] += misses
+
+    async def write_counts(self) -> None:
+        """What was counted since the last time goes to Redis; where Redis is away, it is kept for later."""
+        counts = {name: count for name, count in self._uncounted.items() if count}
+        if not counts or self._is_away():
+            return
+        self._uncounted = {"hits": 0, "misses": 0}
+        pipeline = self.client.pipeline(transaction=False)
+        for name, count in counts.items():
+            pipeline.hincrby(STATS_KEY, name, count)
+        try:
+            await pipeline.execute()
+        except REDIS_ERRORS as error:
+            self._note(error)
+            for name, count in counts.items():
+                self._uncounted[name] += count
 
     async def clear(self, pattern: str) -> int:
         """Deletes the cache keys that match a glob behind the cache's own prefix; nothing else can match.
@@ -141,13 +170,14 @@ class Cache:
         return deleted
 
     async def statistics(self) -> dict[str, Any]:
-        """Counts since the cache was made, of all workers, and what Redis says of itself.
+        """Counts since the cache was made, and what Redis says of itself. Other workers' are a second old at most.
 
         `total_keys` is exact up to EXACT_COUNT_LIMIT keys in the database, and all of them above that.
 
         Raises:
             redis.RedisError, OSError: Redis does not answer.
         """
+        await self.write_counts()
         pipeline = self.client.pipeline(transaction=False)
         pipeline.hgetall(STATS_KEY)
         pipeline.dbsize()

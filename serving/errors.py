@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -12,9 +13,13 @@ MAX_PROBLEMS = 100  # of a request, that are listed in the reply
 
 
 class ServiceError(Exception):
-    """What a client is told. `title` is the short name of the kind, the message says what is wrong here."""
+    """What a client is told. `title` is the short name of the kind, the message says what is wrong here.
+
+    retry_after_s: in how many seconds the same request has a chance; None where that does not depend on time.
+    """
 
     title = "Internal error"
+    retry_after_s: float | None = None
 
 
 class MalformedBody(ServiceError):
@@ -58,6 +63,20 @@ class TooManySequences(ServiceError):
         super().__init__(f"{count} sequences in one request; the limit is {limit}")
 
 
+class BodyTooLarge(ServiceError):
+    title = "Body too large"
+
+
+class Overloaded(ServiceError):
+    """There is more to do than is done; nothing is wrong with the request."""
+
+    title = "Overloaded"
+
+    def __init__(self, reason: str, retry_after_s: float) -> None:
+        super().__init__(f"{reason}; try again in {math.ceil(retry_after_s)} s")
+        self.retry_after_s = retry_after_s
+
+
 class UnsupportedBody(ServiceError):
     title = "Unsupported media type"
 
@@ -72,6 +91,7 @@ class ExpiredOutput(ServiceError):
 
 class RunnerUnavailable(ServiceError):
     title = "Runner unavailable"
+    retry_after_s = 5.0  # a small model is loaded within that
 
 
 class StoreUnavailable(ServiceError):
@@ -94,9 +114,11 @@ STATUS: dict[type[Exception], int] = {
     UnknownOutput: 404,
     ExpiredOutput: 410,
     TooManySequences: 413,
+    BodyTooLarge: 413,
     UnsupportedBody: 415,
     InvalidRequest: 422,
     InvalidSequences: 422,
+    Overloaded: 429,
     InferenceFailed: 500,
     RunnerUnavailable: 503,
     StoreUnavailable: 503,

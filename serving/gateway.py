@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import redis.asyncio
@@ -14,15 +14,20 @@ from fastapi import Request
 from models.catalogue import Model, find
 from serving import redis as redis_server
 from serving.cache import Cache
+from serving.errors import InvalidRequest
 from serving.outputs import OutputStore
+from serving.parts import Options
 from serving.pipeline import Pipeline
-from serving.runners import ServedModel
-from serving.sequences import Limits
+from serving.runners import ServedModel, Terms
+from serving.schemas import ComputeOptions
+from serving.sequences import Limits, Protein, Record, clean_all
 from serving.settings import Settings
 
 logger = logging.getLogger(__name__)
 
 SWEEP_EVERY_S = 60.0
+COUNT_EVERY_S = 1.0
+TIMEOUT_HEADER = "X-Request-Timeout"  # seconds
 
 
 @dataclass(frozen=True)
@@ -46,12 +51,41 @@ class Gateway:
             ttl_s=settings.download_ttl_minutes * 60,
             writing_s=settings.request_timeout_s + 60,
         )
-        return cls(settings, served, client, cache, outputs, Pipeline(cache, settings.request_timeout_s))
+        return cls(settings, served, client, cache, outputs, Pipeline(cache))
 
-    @property
-    def limits(self) -> Limits:
+    def prepare(
+        self, served: ServedModel, records: Sequence[Record], wanted: ComputeOptions
+    ) -> tuple[list[Protein], Options]:
+        """What the pipeline is given for a request.
+
+        Raises:
+            InvalidRequest: `max_length` is out of bounds, or there is no sequence.
+            TooManySequences, InvalidSequences: as `clean_all`.
+        """
         s = self.settings
-        return Limits(s.min_sequence_length, s.max_sequence_length, s.max_sequences_per_request)
+        max_length = wanted.max_length or s.max_sequence_length
+        if not s.min_sequence_length <= max_length <= s.max_sequence_length:
+            raise InvalidRequest(f"max_length: {max_length} is not in {length_range(s)}")
+        limits = Limits(s.min_sequence_length, max_length, s.max_sequences_per_request, wanted.on_too_long)
+        window = max_length if wanted.on_too_long == "window" else None
+        return clean_all(records, served.model, limits), Options(wanted.pooled, wanted.dtype, window)
+
+    def terms(self, headers: Mapping[str, str]) -> Terms:
+        """On which a request that comes now is worked on: within its own time limit, if it names a shorter one.
+
+        Raises:
+            InvalidRequest: the limit is no number of seconds.
+        """
+        timeout_s = self.settings.request_timeout_s
+        if (asked := headers.get(TIMEOUT_HEADER)) is not None:
+            try:
+                asked_s = float(asked)
+            except ValueError:
+                asked_s = 0.0
+            if not asked_s > 0:
+                raise InvalidRequest(f"{TIMEOUT_HEADER}: {asked[:40]!r} is not a number of seconds above 0")
+            timeout_s = min(timeout_s, asked_s)
+        return Terms(deadline=asyncio.get_running_loop().time() + timeout_s)
 
     @property
     def default_model(self) -> str:
@@ -73,14 +107,21 @@ class Gateway:
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """While this is open, downloads whose time is over are deleted; at its end Redis is let go."""
-        sweeper = asyncio.create_task(self._sweep_for_ever())
+        """While this is open, counts are written and old downloads are deleted; at its end Redis is let go."""
+        tasks = [asyncio.create_task(work) for work in (self._sweep_for_ever(), self._count_for_ever())]
         try:
             yield
         finally:
-            sweeper.cancel()
+            for task in tasks:
+                task.cancel()
+            await self.cache.write_counts()
             await asyncio.gather(*(served.runner.close() for served in self.served.values()))
             await self.client.aclose()
+
+    async def _count_for_ever(self) -> None:
+        while True:
+            await asyncio.sleep(COUNT_EVERY_S)
+            await self.cache.write_counts()
 
     async def _sweep_for_ever(self) -> None:
         while True:
@@ -93,7 +134,12 @@ class Gateway:
             await asyncio.sleep(SWEEP_EVERY_S)
 
 
-def gateway_of(request: Request) -> Gateway:
-    """The gateway of the application that a request came to; for FastAPI's `Depends`."""
+def length_range(settings: Settings) -> str:
+    """Residues of a sequence, as replies show it."""
+    return f"{settings.min_sequence_length}-{settings.max_sequence_length}"
+
+
+async def gateway_of(request: Request) -> Gateway:
+    """The gateway of the application that a request came to; for FastAPI's `Depends`, async to need no thread."""
     gateway: Gateway = request.app.state.gateway
     return gateway

@@ -10,6 +10,8 @@ import secrets
 import time
 import zipfile
 from collections.abc import AsyncIterator, Sequence
+from functools import lru_cache
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -18,28 +20,31 @@ import redis.asyncio
 from isal import isal_zlib
 
 from serving.errors import ExpiredOutput, StoreUnavailable, UnknownOutput
-from serving.pipeline import Options, Report
+from serving.parts import Options
+from serving.pipeline import Report
 from serving.redis import OUTPUT_PREFIX, OUTPUTS_KEY, REDIS_ERRORS
 from serving.runners import ServedModel
 from serving.sequences import Protein
 
 NPZ_MEDIA_TYPE = "application/x-npz"
 DEFLATE_LEVEL = 1  # of ISA-L's 0 to 3: embeddings hardly deflate, higher levels take longer and gain nothing
+DEFLATE_FROM_BYTES = 2_048  # a smaller member gains less than 1%, and takes twice as long
+MEMORY_BYTES = 1_000_000  # up to which a npz is made in memory
 RAW_DEFLATE = -15  # window bits without zlib's header, as a zip member has it
 REMEMBERED_S = 86_400  # how long an expired id is told from one that never was
 _REQUEST_ID = re.compile(r"\d{10}_[0-9a-f]{32}")
 
 
 class NpzWriter:
-    """A .npz written array after array, in any order, never held as a whole.
+    """A .npz written array after array, in any order; one at a path is never held as a whole.
 
     Members: `embedding_i` for each sequence, then `ids`, `sequence_count`, `storage_type`, `manifest`; all are
     read with `np.load(path, allow_pickle=False)`. Not to be used from two threads at once.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._zip = zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED)
+    def __init__(self, target: Path | BytesIO) -> None:
+        self._target = target
+        self._zip = zipfile.ZipFile(target, "w")
 
     def add(self, index: int, embedding: np.ndarray) -> None:
         """The embedding of the index-th sequence: (D,) or (L, D)."""
@@ -60,24 +65,40 @@ class NpzWriter:
         except (OSError, ValueError):  # a full disk takes no directory either
             pass
         finally:
-            self.path.unlink(missing_ok=True)
+            if isinstance(self._target, Path):
+                self._target.unlink(missing_ok=True)
 
     def _write(self, name: str, array: np.ndarray) -> None:
-        with self._zip.open(f"{name}.npy", "w", force_zip64=True) as member:
-            # zipfile knows zlib alone; ISA-L deflates ten times faster to the same size
-            member._compressor = isal_zlib.compressobj(DEFLATE_LEVEL, wbits=RAW_DEFLATE)  # type: ignore[attr-defined]
-            np.lib.format.write_array(member, array, allow_pickle=False)
+        info = zipfile.ZipInfo(f"{name}.npy")
+        is_deflated = array.nbytes >= DEFLATE_FROM_BYTES
+        info.compress_type = zipfile.ZIP_DEFLATED if is_deflated else zipfile.ZIP_STORED
+        with self._zip.open(info, "w", force_zip64=is_deflated) as member:
+            if is_deflated:
+                # zipfile knows zlib alone; ISA-L deflates ten times faster to the same size
+                member._compressor = isal_zlib.compressobj(  # type: ignore[attr-defined]
+                    DEFLATE_LEVEL, wbits=RAW_DEFLATE
+                )
+            member.write(_npy_header(array.dtype.str, array.shape))
+            member.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+
+
+@lru_cache(maxsize=4096)
+def _npy_header(dtype: str, shape: tuple[int, ...]) -> bytes:
+    """What a .npy begins with, for an array in row-major order."""
+    buffer = BytesIO()
+    np.lib.format.write_array_header_1_0(buffer, {"descr": dtype, "fortran_order": False, "shape": shape})
+    return buffer.getvalue()
 
 
 @contextlib.asynccontextmanager
-async def writing(path: Path) -> AsyncIterator[NpzWriter]:
-    """A writer, to be finished inside; where that does not come about, the file is deleted.
+async def writing(target: Path | BytesIO) -> AsyncIterator[NpzWriter]:
+    """A writer, to be finished inside; where that does not come about, a file at a path is deleted.
 
     Raises:
         StoreUnavailable: the file cannot be written (the disk is full, say).
     """
     try:
-        writer = await asyncio.to_thread(NpzWriter, path)
+        writer = NpzWriter(target)
         try:
             yield writer
         except BaseException:
@@ -101,8 +122,28 @@ def describe(served: ServedModel, proteins: Sequence[Protein], options: Options,
         "replaced_residues": {
             str(index): protein.replaced for index, protein in enumerate(proteins) if protein.replaced
         },
+        "truncated_from": {
+            str(index): protein.truncated_from
+            for index, protein in enumerate(proteins)
+            if protein.truncated_from is not None
+        },
+        "window": options.window,
         "errors": {str(index): reason for index, reason in report.errors.items()},
     }
+
+
+def _place(npz: Path | BytesIO, path: Path) -> None:
+    """Puts a npz where downloads are found; where that fails, nothing is left of it."""
+    try:
+        if isinstance(npz, Path):
+            npz.rename(path)
+        else:
+            path.write_bytes(npz.getbuffer())
+    except OSError:
+        path.unlink(missing_ok=True)
+        if isinstance(npz, Path):
+            npz.unlink(missing_ok=True)
+        raise
 
 
 class OutputStore:
@@ -127,26 +168,27 @@ class OutputStore:
         request_id = f"{int(time.time())}_{secrets.token_hex(16)}"
         return request_id, self.folder / f"{request_id}.part"
 
-    async def publish(self, request_id: str, model: str) -> str:
-        """Makes a written file downloadable.
+    async def publish(self, request_id: str, model: str, npz: Path | BytesIO) -> str:
+        """Makes a npz downloadable, which was written to the path of `new` or to memory.
 
         Returns:
             Its link.
         Raises:
-            StoreUnavailable: Redis does not answer; the file is deleted.
+            StoreUnavailable: Redis does not answer, or the file cannot be written; it is deleted.
         """
-        part = self.folder / f"{request_id}.part"
-        key = OUTPUT_PREFIX + request_id
-        pipeline = self._client.pipeline(transaction=True)
-        pipeline.hset(key, items=["model", model, "expires_at", time.time() + self._ttl_s])
+        path = self._path(request_id)
+        pipeline = self._client.pipeline(transaction=False)
         # No expiry: where Redis is short of memory, it evicts what has one. `forget` deletes the record
         pipeline.zadd(OUTPUTS_KEY, {request_id: time.time() + self._ttl_s + REMEMBERED_S})
+        pipeline.hset(OUTPUT_PREFIX + request_id, items=["model", model, "expires_at", time.time() + self._ttl_s])
         try:
-            part.rename(self._path(request_id))
+            await asyncio.to_thread(_place, npz, path)
+        except OSError as error:
+            raise StoreUnavailable(f"the outputs cannot be written ({error.strerror})") from error
+        try:
             await pipeline.execute()
-        except REDIS_ERRORS as error:  # OSError of the file among them
-            part.unlink(missing_ok=True)
-            self._path(request_id).unlink(missing_ok=True)
+        except REDIS_ERRORS as error:
+            path.unlink(missing_ok=True)
             raise StoreUnavailable("Redis does not answer, so no download can be kept") from error
         return f"/embeddings/download/{model}/numpy/{request_id}"
 

@@ -1,34 +1,31 @@
-"""The path of every request: look up, run the misses in windows, hand out, store."""
+"""The path of every request: look up, run the misses call by call, hand out, store."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Protocol, TypeVar
 
 import numpy as np
 
-from models.planning import cost, plan
+from models.planning import plan
+from models.wire import Reply
 from serving.cache import Cache, KeyParts, cache_key
 from serving.errors import DeadlineExceeded, InferenceFailed
-from serving.runners import ServedModel
+from serving.parts import Call, Joiner, Options, Part, plan_calls
+from serving.runners import ServedModel, Terms
 from serving.sequences import Protein
 from serving.threads import run_to_its_end
 
-WINDOW_TOKENS = 16_384  # cost of what is sent to a runner in one call
-WINDOW_BYTES = 32_000_000  # of embeddings that a window brings back, that a look-up fetches, that a write sends
-WINDOWS_IN_FLIGHT = 2  # of one request: one computes while the other is handed out
+T = TypeVar("T")
+
+LOOKUP_BYTES = 32_000_000  # of embeddings that one look-up could fetch
+WRITE_BYTES = 32_000_000  # of embeddings that are gathered for one write
+CALLS_IN_FLIGHT = 2  # of one request: one computes while the other is handed out
 MAX_CACHED_BYTES = 256_000_000  # of one value; Redis refuses 512 MB
-
-
-@dataclass(frozen=True)
-class Options:
-    """What a request wants of a model. pooled: one vector a sequence, else one a residue."""
-
-    pooled: bool = True
-    dtype: Literal["float16", "float32"] = "float16"
 
 
 class Sink(Protocol):
@@ -49,10 +46,14 @@ class MemorySink:
 
 @dataclass
 class Report:
-    """What happened to a request. Indices are those of the request's sequences; times are milliseconds."""
+    """What happened to a request. Indices are those of the request's sequences; times are milliseconds.
+
+    devices: on which each sequence was computed that was not in the cache.
+    """
 
     cached: list[bool]
     errors: dict[int, str] = field(default_factory=dict)
+    devices: dict[int, str] = field(default_factory=dict)
     precision: str = ""
     cache_ms: float = 0.0
     inference_ms: float = 0.0
@@ -61,40 +62,42 @@ class Report:
 
 
 class Pipeline:
-    """Embeds cleaned proteins with a served model through the cache, each request within `timeout_s`."""
+    """Embeds cleaned proteins with a served model through the cache."""
 
-    def __init__(self, cache: Cache, timeout_s: float) -> None:
+    def __init__(self, cache: Cache) -> None:
         self.cache = cache
-        self.timeout_s = timeout_s
 
     async def embed(
-        self, served: ServedModel, proteins: Sequence[Protein], options: Options, sink: Sink
+        self, served: ServedModel, proteins: Sequence[Protein], options: Options, sink: Sink, terms: Terms
     ) -> Report:
         """Every protein's embedding into the sink; equal sequences are looked up and computed once.
 
         Raises:
             InferenceFailed: no sequence could be embedded. Where some could, `errors` names the others.
+            Overloaded: too much waits for the model; nothing was computed.
             RunnerUnavailable, DeadlineExceeded: what was computed until then is in the cache.
         """
         started = time.perf_counter()
         try:
-            async with asyncio.timeout(self.timeout_s):
-                report = await self._run(served, proteins, options, sink)
+            async with asyncio.timeout_at(terms.deadline):
+                report = await self._run(served, proteins, options, sink, terms)
         except TimeoutError:
-            raise DeadlineExceeded(f"the request took over {self.timeout_s:g} seconds") from None
+            raise DeadlineExceeded(f"the request took over {time.perf_counter() - started:.3g} seconds") from None
         report.total_ms = (time.perf_counter() - started) * 1e3
         if len(report.errors) == len(proteins):
             raise InferenceFailed(next(iter(report.errors.values())))
         return report
 
-    async def _run(self, served: ServedModel, proteins: Sequence[Protein], options: Options, sink: Sink) -> Report:
+    async def _run(
+        self, served: ServedModel, proteins: Sequence[Protein], options: Options, sink: Sink, terms: Terms
+    ) -> Report:
         precision = (await served.describe())["precision"]
         request = _Request(served, proteins, options, sink, precision, self.cache)
-        misses = await request.look_up()
-        try:
-            await request.compute(misses)
-        finally:
-            await request.flush()
+        if misses := await request.look_up():
+            try:
+                await request.compute(misses, terms)
+            finally:
+                await request.flush()
         return request.report
 
 
@@ -116,18 +119,18 @@ class _Request:
         for index, protein in enumerate(proteins):
             self.indices.setdefault(model.read_as(protein.sequence), []).append(index)
         self.sequences = list(self.indices)
-        parts = KeyParts(model.name, served.version, precision, options.dtype, options.pooled)
+        parts = KeyParts(model.name, served.version, precision, options.dtype, options.pooled, options.window)
         self.keys = [cache_key(parts, sequence) for sequence in self.sequences]
         self.report = Report(cached=[False] * len(proteins), precision=precision)
         self._sink_is_free = asyncio.Lock()
         self._unwritten: dict[str, np.ndarray] = {}
-        self._uncounted = (0, 0)
         self._has_right_keys = True
+        self._joiner = Joiner(model.dim, options)
 
     async def look_up(self) -> list[int]:
         """Hands out what the cache holds. Returns the places of the sequences that it does not."""
         misses: list[int] = []
-        for places in plan([self._size_bytes(s) for s in self.sequences], WINDOW_BYTES):
+        for places in plan([self._size_bytes(s) for s in self.sequences], LOOKUP_BYTES):
             started = time.perf_counter()
             found = await self.cache.get_many([self.keys[place] for place in places])
             self.report.cache_ms += (time.perf_counter() - started) * 1e3
@@ -138,25 +141,29 @@ class _Request:
                 else:
                     hits.append((place, embedding))
             for place, _ in hits:
-                for index in self.indices[self.sequences[place]]:
+                for index in self._indices(place):
                     self.report.cached[index] = True
-            await self._hand_out(hits)
+            if hits:
+                num_bytes = sum(embedding.nbytes for _, embedding in hits)
+                await self._in_turn(partial(self._hand_out, hits), num_bytes)
         num_hits = sum(self.report.cached)
-        self._uncounted = (num_hits, len(self.report.cached) - num_hits)
+        self.cache.count(num_hits, len(self.report.cached) - num_hits)
         return misses
 
-    async def compute(self, misses: Sequence[int]) -> None:
-        """Runs the misses in windows, a few at a time, so that no request holds a runner's whole queue."""
-        windows = self._windows(misses)
+    async def compute(self, misses: Sequence[int], terms: Terms) -> None:
+        """Runs the misses call by call, a few at a time, so that no request holds a runner's whole queue."""
+        lengths = {place: len(self.sequences[place]) for place in misses}
+        calls = plan_calls(lengths, self.served.model.dim, self.options)
         clock = _Stopwatch()
 
         async def feed() -> None:
-            for places in windows:
-                await self._run(places, clock)
+            for call in calls:
+                is_first = self.report.runner_calls == 0
+                await self._run(call, clock, terms if is_first else replace(terms, is_admitted=True))
 
         try:
             async with asyncio.TaskGroup() as group:
-                for _ in range(WINDOWS_IN_FLIGHT):
+                for _ in range(CALLS_IN_FLIGHT):
                     group.create_task(feed())
         except BaseExceptionGroup as group_error:
             error = group_error.exceptions[0]
@@ -165,67 +172,69 @@ class _Request:
             self.report.inference_ms = clock.total_ms
 
     async def flush(self) -> None:
-        """Writes what was computed, and the counts of hits and misses, to the cache."""
+        """Writes what was computed to the cache."""
         unwritten, self._unwritten = self._unwritten, {}
-        (hits, misses), self._uncounted = self._uncounted, (0, 0)
         # A sibling window's failure cancels this one; what is computed is to be kept all the same
-        await asyncio.shield(self.cache.put_many(unwritten, hits, misses))
+        await asyncio.shield(self.cache.put_many(unwritten))
 
-    async def _run(self, places: Sequence[int], clock: _Stopwatch) -> None:
+    async def _run(self, call: Call, clock: _Stopwatch, terms: Terms) -> None:
         with clock:
             self.report.runner_calls += 1
-            reply = await self.served.runner.embed(
-                [self.sequences[place] for place in places], self.options.pooled, self.options.dtype
-            )
-        computed: list[tuple[int, np.ndarray]] = []
-        start = 0
-        for offset, (place, rows) in enumerate(zip(places, reply.lengths, strict=True)):
-            if offset in reply.errors:
-                for index in self.indices[self.sequences[place]]:
-                    self.report.errors[index] = reply.errors[offset]
-                continue
-            embedding = reply.embeddings[start : start + rows].reshape(self._shape(place))
-            computed.append((place, embedding))
-            start += rows
+            sequences = [self.sequences[part.place][part.span] for part in call.parts]
+            reply = await self.served.runner.embed(sequences, call.pooled, call.dtype, terms)
         if reply.precision != self.report.precision:
             # The runner was started anew on other hardware: its answers are right, the keys are not
             self.report.precision = reply.precision
             self.served.forget()
             self._has_right_keys = False
+        computed = await self._in_turn(lambda: self._take(call.parts, reply), reply.embeddings.nbytes)
         for place, embedding in computed:
             if self._has_right_keys and embedding.nbytes <= MAX_CACHED_BYTES:
                 self._unwritten[self.keys[place]] = embedding
-        await self._hand_out(computed)
-        if sum(embedding.nbytes for embedding in self._unwritten.values()) >= WINDOW_BYTES:
+        if sum(embedding.nbytes for embedding in self._unwritten.values()) >= WRITE_BYTES:
             await self.flush()
 
-    async def _hand_out(self, embeddings: Sequence[tuple[int, np.ndarray]]) -> None:
-        """To the sink, once for each index that asked; off the event loop, as the sink may write a file."""
+    def _take(self, parts: Sequence[Part], reply: Reply) -> list[tuple[int, np.ndarray]]:
+        """Hands out what a reply completes, and returns it by place; what failed goes to the report."""
+        computed: list[tuple[int, np.ndarray]] = []
+        start = 0
+        for offset, (part, num_rows) in enumerate(zip(parts, reply.lengths, strict=True)):
+            rows = reply.embeddings[start : start + num_rows]
+            start += num_rows
+            indices = self._indices(part.place)
+            if (device := reply.devices[offset]) is not None:
+                self.report.devices.update(dict.fromkeys(indices, device))
+            if offset in reply.errors:
+                self.report.errors.update(dict.fromkeys(indices, reply.errors[offset]))
+            elif part.is_whole:
+                computed.append((part.place, rows.reshape(self._shape(part.place))))
+            else:
+                try:
+                    embedding = self._joiner.add(part, rows, len(self.sequences[part.place]))
+                except OverflowError as error:
+                    self.report.errors.update(dict.fromkeys(indices, str(error)))
+                else:
+                    computed += [(part.place, embedding)] if embedding is not None else []
+        self._hand_out(computed)
+        return computed
 
-        def add() -> None:
-            for place, embedding in embeddings:
-                for index in self.indices[self.sequences[place]]:
-                    self.sink.add(index, embedding)
+    def _hand_out(self, embeddings: Sequence[tuple[int, np.ndarray]]) -> None:
+        """To the sink, once for each index that asked."""
+        for place, embedding in embeddings:
+            for index in self._indices(place):
+                self.sink.add(index, embedding)
 
-        if embeddings:
-            async with self._sink_is_free:
-                await run_to_its_end(add)
+    async def _in_turn(self, work: Callable[[], T], size_bytes: int) -> T:
+        """Off the event loop if it is long, as a sink deflates and writes; one after another for this request."""
+        async with self._sink_is_free:
+            return await run_to_its_end(work, size_bytes)
 
-    def _windows(self, misses: Sequence[int]) -> Iterator[list[int]]:
-        dim = self.served.model.dim
-        tokens = WINDOW_TOKENS
-        if not self.options.pooled:
-            tokens = min(tokens, WINDOW_BYTES // (dim * self._itemsize))
-        for window in plan([cost(len(self.sequences[place]), dim) for place in misses], tokens):
-            yield [misses[i] for i in window]
-
-    @property
-    def _itemsize(self) -> int:
-        return np.dtype(self.options.dtype).itemsize
+    def _indices(self, place: int) -> list[int]:
+        return self.indices[self.sequences[place]]
 
     def _size_bytes(self, sequence: str) -> int:
         rows = 1 if self.options.pooled else len(sequence)
-        return rows * self.served.model.dim * self._itemsize
+        return rows * self.served.model.dim * np.dtype(self.options.dtype).itemsize
 
     def _shape(self, place: int) -> tuple[int, ...]:
         dim = self.served.model.dim

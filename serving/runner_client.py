@@ -6,24 +6,44 @@ are under way in it (docs/decisions/0008-own-runner-client.md).
 
 from __future__ import annotations
 
+import asyncio
 import json
+import logging
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import aiohttp
 from opentelemetry import propagate
 
+from models.failures import NoDevice, QueueFull
 from models.wire import Reply, decode_reply
-from serving.errors import DeadlineExceeded, InferenceFailed, RunnerUnavailable
+from serving.errors import DeadlineExceeded, InferenceFailed, Overloaded, RunnerUnavailable, ServiceError
+from serving.runners import STATUS_TIMEOUT_S, Terms
+
+logger = logging.getLogger(__name__)
 
 # Below the 5 seconds after which the runner's server drops an idle connection
 KEEP_ALIVE_S = 3.0
 CONNECT_TIMEOUT_S = 5.0
-MAX_CONNECTIONS = 100  # further calls wait here for one that is free
+MAX_ATTEMPTS = 3  # a call that the runner died of so often is held to be the cause
+RESTART_S = 180.0  # that a call waits for a runner which is being started anew
+POLL_EVERY_S = 0.1
+
+
+class _Lost(Exception):
+    """The connection ended before the answer."""
+
+
+class _Absent(_Lost):
+    """Nobody took the call at all."""
 
 
 class RunnerClient:
     """Calls one runner.
+
+    A call that is lost because the runner died is made again when the runner is back: embeddings have no side
+    effects. Until then calls of new requests fail at once.
 
     Args:
         name: of the runner's BentoML service.
@@ -34,54 +54,107 @@ class RunnerClient:
     def __init__(self, name: str, url: str, timeout_s: float) -> None:
         self._name = name
         self._url = urlsplit(url)
-        self._timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=CONNECT_TIMEOUT_S)
+        self._timeout_s = timeout_s
         self._sessions: dict[str, aiohttp.ClientSession] = {}
+        self._return: asyncio.Task[None] | None = None  # while the runner is away: done when it is back
 
-    async def embed(self, sequences: list[str], pooled: bool, dtype: str) -> Reply:
+    async def embed(self, sequences: list[str], pooled: bool, dtype: str, terms: Terms) -> Reply:
         """Embeddings of cleaned sequences.
 
         Raises:
-            RunnerUnavailable: it is not there, or went away.
+            Overloaded: too much waits there.
+            RunnerUnavailable: it is not there, and does not come back in time.
             DeadlineExceeded: it took too long.
             InferenceFailed: it failed as a whole; a sequence that fails alone is in the reply.
         """
-        return decode_reply(await self._call("embed", sequences=sequences, pooled=pooled, dtype=dtype))
+        if self._return is not None and not terms.is_admitted:
+            raise RunnerUnavailable(f"{self._name} is being started anew")
+        arguments = {
+            "sequences": sequences,
+            "pooled": pooled,
+            "dtype": dtype,
+            "priority": terms.priority,
+            "is_admitted": terms.is_admitted,
+        }
+        for _ in range(MAX_ATTEMPTS):
+            await self._wait_for_return()
+            left_s = min(self._timeout_s, terms.deadline - asyncio.get_running_loop().time())
+            if left_s <= 0:
+                raise DeadlineExceeded(f"no time was left for {self._name}")
+            try:
+                return decode_reply(await self._call("embed", left_s, arguments | {"timeout_s": left_s}))
+            except QueueFull as error:
+                raise Overloaded(f"too much waits for {self._name}", error.retry_after_s) from None
+            except TimeoutError:
+                raise DeadlineExceeded(f"{self._name} took over {left_s:.3g} seconds") from None
+            except (_Lost, NoDevice) as error:
+                logger.warning("%s was lost with a call of %d sequences: %s", self._name, len(sequences), error)
+                self._return = self._return or asyncio.create_task(self._poll())
+                if isinstance(error, _Absent) and not terms.is_admitted:
+                    raise RunnerUnavailable(f"{self._name} does not answer") from error
+        raise RunnerUnavailable(f"{self._name} went away {MAX_ATTEMPTS} times with this call")
 
     async def status(self) -> dict[str, Any]:
-        """What the runner says of itself. Raises as `embed`."""
-        found: dict[str, Any] = json.loads(await self._call("status"))
+        """What the runner says of itself.
+
+        Raises:
+            RunnerUnavailable, InferenceFailed: as `embed`.
+            TimeoutError: it does not answer in time.
+        """
+        try:
+            found: dict[str, Any] = json.loads(await self._call("status", STATUS_TIMEOUT_S, {}))
+        except _Lost as error:
+            raise RunnerUnavailable(f"{self._name} does not answer") from error
         return found
 
     async def close(self) -> None:
+        if self._return is not None:
+            self._return.cancel()
         for session in self._sessions.values():
             await session.close()
 
-    async def _call(self, method: str, **arguments: Any) -> bytes:
-        for is_last in (False, True):
+    async def _wait_for_return(self) -> None:
+        if self._return is not None:
             try:
-                async with self._open(method).post(
-                    f"/{method}", json=arguments, headers=self._headers()
-                ) as response:
-                    if response.status == 200:
-                        return await response.read()
-                    raise self._explain(response.status)
-            except aiohttp.ServerDisconnectedError as error:
-                # An idle connection that was dropped just as it was taken up again, or a runner that died
-                if is_last:
-                    raise RunnerUnavailable(f"{self._name} went away") from error
-            except aiohttp.ConnectionTimeoutError as error:
-                raise RunnerUnavailable(f"{self._name} does not answer") from error
-            except TimeoutError as error:
-                raise DeadlineExceeded(f"{self._name} took over {self._timeout.total:g} seconds") from error
-            except aiohttp.ClientError as error:
-                raise RunnerUnavailable(f"{self._name} does not answer") from error
-        raise AssertionError("unreachable")
+                await asyncio.wait_for(asyncio.shield(self._return), RESTART_S)
+            except TimeoutError:
+                raise RunnerUnavailable(f"{self._name} is not back after {RESTART_S:g} s") from None
+
+    async def _poll(self) -> None:
+        """Until the runner answers again."""
+        while True:
+            try:
+                await self.status()
+            except (ServiceError, TimeoutError):
+                await asyncio.sleep(POLL_EVERY_S)
+            else:
+                self._return = None
+                return
+
+    async def _call(self, method: str, timeout_s: float, arguments: Mapping[str, Any]) -> bytes:
+        """The body of the answer.
+
+        Raises:
+            _Lost, _Absent, TimeoutError, DeadlineExceeded, InferenceFailed
+        """
+        timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=CONNECT_TIMEOUT_S)
+        try:
+            async with self._open(method).post(
+                f"/{method}", json=arguments, headers=self._headers(), timeout=timeout
+            ) as response:
+                if response.status == 200:
+                    return await response.read()
+                raise self._explain(response.status)
+        except (aiohttp.ConnectionTimeoutError, aiohttp.ClientConnectorError) as error:
+            raise _Absent(str(error)) from error
+        except aiohttp.ClientError as error:
+            raise _Lost(f"{type(error).__name__}: {error}") from error
 
     def _explain(self, status: int) -> Exception:
         if status == 504:
             return DeadlineExceeded(f"{self._name} took too long")
         if status == 503:
-            return RunnerUnavailable(f"{self._name} is not ready")
+            return _Absent(f"{self._name} is not ready")
         return InferenceFailed(f"{self._name} failed with status {status}; the server's log has the details")
 
     def _headers(self) -> dict[str, str]:
@@ -94,11 +167,11 @@ class RunnerClient:
         if method not in self._sessions:
             if self._url.scheme == "file":
                 connector: aiohttp.BaseConnector = aiohttp.UnixConnector(
-                    unquote(self._url.path), limit=MAX_CONNECTIONS, keepalive_timeout=KEEP_ALIVE_S
+                    unquote(self._url.path), limit=0, keepalive_timeout=KEEP_ALIVE_S
                 )
                 base = "http://runner"
             else:
-                connector = aiohttp.TCPConnector(limit=MAX_CONNECTIONS, keepalive_timeout=KEEP_ALIVE_S)
+                connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_S)
                 base = self._url.geturl()
-            self._sessions[method] = aiohttp.ClientSession(base, connector=connector, timeout=self._timeout)
+            self._sessions[method] = aiohttp.ClientSession(base, connector=connector)
         return self._sessions[method]

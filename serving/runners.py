@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from models.catalogue import Model
+from models.schedule import Priority
 from models.wire import Reply
 from serving.errors import DeadlineExceeded, InferenceFailed, RunnerUnavailable
 
@@ -14,10 +15,24 @@ STATUS_TIMEOUT_S = 2.0
 UNTRAINED_WARNING = "untrained weights: the numbers test the wiring and mean nothing in biology"
 
 
+@dataclass(frozen=True)
+class Terms:
+    """On which a runner is to take a call.
+
+    deadline: on the event loop's clock, in seconds, behind which nobody waits for the answer.
+    is_admitted: the call belongs to a request of which another call was taken; it is not refused for a full queue,
+    and waits for a runner that is being started anew.
+    """
+
+    deadline: float
+    priority: Priority = "interactive"
+    is_admitted: bool = False
+
+
 class Runner(Protocol):
     """What can be asked of a runner; serving/runner_client.py says how it fails."""
 
-    async def embed(self, sequences: list[str], pooled: bool, dtype: str) -> Reply: ...
+    async def embed(self, sequences: list[str], pooled: bool, dtype: str, terms: Terms) -> Reply: ...
 
     async def status(self) -> dict[str, Any]: ...
 

@@ -7,19 +7,34 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from serving import examples
+from serving.sequences import OnTooLong
 
 
-class ComputeRequest(BaseModel):
+class ComputeOptions(BaseModel):
+    """What a compute request can ask for: in the query of FASTA text, inside a JSON body."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    pooled: bool = Field(True, description="one vector a sequence (mean over residues); false: one a residue")
+    dtype: Literal["float16", "float32"] = Field("float16", description="of the embeddings")
+    max_length: int | None = Field(
+        None, ge=1, description="residues from which on a sequence is too long; default and most: the service's"
+    )
+    on_too_long: OnTooLong = Field(
+        "error",
+        description="refuse a sequence that is too long, cut it off there, or compute it in overlapping windows",
+    )
+
+
+class ComputeRequest(ComputeOptions):
     """Body of a compute request in JSON."""
 
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"example": examples.COMPUTE_REQUEST})
+    model_config = ConfigDict(json_schema_extra={"example": examples.COMPUTE_REQUEST})
 
     sequences: list[str] = Field(min_length=1, description="proteins in one-letter code")
     ids: list[str] | None = Field(
         None, description="a name for each sequence; default sequence_0, sequence_1, ..."
     )
-    pooled: bool = Field(True, description="one vector a sequence (mean over residues); false: one a residue")
-    dtype: Literal["float16", "float32"] = Field("float16", description="of the embeddings")
 
 
 class CacheStats(BaseModel):
@@ -74,7 +89,11 @@ class SequenceResult(BaseModel):
     id: str
     length: int
     cached: bool
+    device: str | None = Field(None, description="on which it was computed; null if it was not")
     replaced: list[tuple[int, str]] = Field(description="(position from 1, letter) read as X by this model")
+    truncated_from: int | None = Field(
+        None, description="residues it had before it was cut off; null if it was not"
+    )
     error: str | None = Field(None, description="why this sequence has no embedding")
 
 
@@ -90,6 +109,20 @@ class ComputeResponse(BaseModel):
     model_info: ComputedWith
     download_link: str | None = Field(description="of the npz; null if it could not be kept (see `warnings`)")
     warnings: list[str] = []
+
+
+class DeviceInfo(BaseModel):
+    """A device of a runner: what it has done, and how much it takes at a time now."""
+
+    name: str
+    num_batches: int
+    num_items: int
+    budget: int = Field(
+        description="cost of a batch at most, in tokens; less than `batch_tokens` if memory is short"
+    )
+    cost_per_s: float = Field(description="tokens a second in its latest batches")
+    inflight_batches: int
+    is_lost: bool
 
 
 class TensorInfo(BaseModel):
@@ -113,7 +146,9 @@ class ModelInfo(ModelSummary):
     replaced_residues: dict[str, str]
     precision_reason: str | None
     backend: str | None
+    trained_length: int | None = Field(description="residues of the longest sequences in the model's training")
     devices: list[str]
+    per_device: list[DeviceInfo]
     batcher: dict[str, int] = Field(description="counters since the runner's start, and what waits now")
     inputs: list[TensorInfo]
     outputs: list[TensorInfo]

@@ -6,10 +6,16 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import Literal
 
 from models.catalogue import Model
 from serving.errors import InvalidRequest, InvalidSequences, MalformedBody, Problem, TooManySequences
 
+OnTooLong = Literal["error", "truncate", "window"]
+
+MAX_WINDOWED_LENGTH = (
+    100_000  # residues of a sequence that is cut into windows; titin, the longest in man, has 34,350
+)
 MAX_ID_LENGTH = 256  # an array of ids is as wide as its longest
 _WHITE_SPACE = re.compile(r"\s+")
 _HINTS = {
@@ -22,20 +28,29 @@ _HINTS = {
 
 @dataclass(frozen=True)
 class Limits:
-    """Residues of a sequence, and sequences of a request."""
+    """Residues of a sequence, and sequences of a request.
+
+    on_too_long: what becomes of a sequence above `max_length`: an error; cut off there; or computed in windows.
+    """
 
     min_length: int
     max_length: int
     max_sequences: int
+    on_too_long: OnTooLong = "error"
 
 
 @dataclass(frozen=True)
 class Protein:
-    """A cleaned sequence. `replaced` lists (1-based position, letter) that the model reads as another."""
+    """A cleaned sequence.
+
+    replaced: (1-based position, letter) that the model reads as another. truncated_from: residues that it had
+    before it was cut off; None if it was not.
+    """
 
     id: str
     sequence: str
     replaced: tuple[tuple[int, str], ...] = ()
+    truncated_from: int | None = None
 
 
 @dataclass(frozen=True)
@@ -105,15 +120,20 @@ def clean(index: int, record: Record, model: Model, limits: Limits) -> Protein |
         return Problem(index, "the sequence is empty", record.id)
     if len(raw) < limits.min_length:
         return Problem(index, f"{len(raw)} residues; the least is {limits.min_length}", record.id)
-    if len(raw) > limits.max_length:
-        return Problem(index, f"{len(raw)} residues; the most is {limits.max_length}", record.id)
+    most = {"error": limits.max_length, "truncate": len(raw), "window": MAX_WINDOWED_LENGTH}[limits.on_too_long]
+    if len(raw) > most:
+        return Problem(index, f"{len(raw)} residues; the most is {most}", record.id)
     if foreign := _foreign_letters(model).search(raw):
         letter, position = foreign.group(), foreign.start() + 1
         reason = f"{letter!r} at position {position} is {_HINTS.get(letter.upper(), 'not a residue')}"
         return Problem(index, reason, record.id, position, letter)
+    truncated_from = None
+    if limits.on_too_long == "truncate" and len(raw) > limits.max_length:
+        truncated_from, raw = len(raw), raw[: limits.max_length]
     sequence = raw.upper()
     found = _replaced_letters(model).finditer(sequence) if model.replaced_residues else ()
-    return Protein(record.id, sequence, tuple((match.start() + 1, match.group()) for match in found))
+    replaced = tuple((match.start() + 1, match.group()) for match in found)
+    return Protein(record.id, sequence, replaced, truncated_from)
 
 
 @cache

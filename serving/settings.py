@@ -60,12 +60,26 @@ class Settings(BaseSettings):
     batch_tokens: int | None = Field(
         None, ge=64, le=1_000_000, description="cost of one batch at most, in tokens; unset: what suits the device"
     )
+    batch_queue_enabled: bool = Field(True, description="false: every sequence is a batch of its own")
+    batch_queue_max_size: int | None = Field(
+        None, ge=1, description="sequences of a batch at most; unset: no limit"
+    )
+    batch_queue_max_wait_ms: float = Field(
+        0, ge=0, le=10_000, description="for which a free device waits for a fuller batch; 0: it never waits"
+    )
+    max_queue_tokens: int | None = Field(
+        None, ge=64, description="cost of what may wait for a model, in tokens; unset: 256 full batches"
+    )
     runner_gpus: int = Field(
         0, ge=0, le=64, description="GPUs reserved for each model; 0: every model uses all that are there"
     )
     runner_timeout_s: float = Field(600, gt=0, le=86_400, description="seconds for one call of a runner")
     request_timeout_s: float = Field(3600, gt=0, le=86_400, description="seconds for one request, all its calls")
     gateway_workers: int = Field(2, ge=1, le=64, description="processes that answer HTTP")
+    max_concurrent_requests: int = Field(
+        256, ge=1, le=100_000, description="requests that one gateway worker has under way at most"
+    )
+    max_body_mb: float = Field(32, gt=0, le=100_000, description="megabytes of the body of a request at most")
 
     min_sequence_length: int = Field(10, ge=1, le=1_000_000, description="residues of a sequence at least")
     max_sequence_length: int = Field(5000, ge=1, le=1_000_000, description="residues of a sequence at most")

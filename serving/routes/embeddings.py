@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from io import BytesIO
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Path, Query, Request
 from fastapi.responses import FileResponse
@@ -19,21 +20,23 @@ from serving.errors import (
     UnsupportedBody,
 )
 from serving.examples import UBIQUITIN
-from serving.gateway import Gateway, gateway_of
-from serving.outputs import NPZ_MEDIA_TYPE, describe, writing
-from serving.pipeline import Options, Report
-from serving.routes.models import length_range, summarise
+from serving.gateway import TIMEOUT_HEADER, Gateway, gateway_of, length_range
+from serving.outputs import MEMORY_BYTES, NPZ_MEDIA_TYPE, describe, writing
+from serving.parts import Options, expected_bytes
+from serving.pipeline import Report
+from serving.routes.models import summarise
 from serving.runners import UNTRAINED_WARNING, ServedModel
 from serving.schemas import (
     CacheStats,
     ComputedWith,
+    ComputeOptions,
     ComputeRequest,
     ComputeResponse,
     ErrorBody,
     SequenceResult,
     Timing,
 )
-from serving.sequences import Protein, Record, clean_all, default_id, parse_fasta
+from serving.sequences import Protein, Record, default_id, parse_fasta
 from serving.threads import run_to_its_end
 
 router = APIRouter(prefix="/embeddings", tags=["embeddings"])
@@ -49,11 +52,18 @@ _BODIES = {
 _ERRORS: dict[int | str, dict[str, Any]] = {
     400: {"model": ErrorBody, "description": "malformed JSON or FASTA"},
     404: {"model": ErrorBody, "description": "unknown model, with the names that come near"},
-    413: {"model": ErrorBody, "description": "too many sequences"},
+    413: {"model": ErrorBody, "description": "too many sequences, or too large a body"},
     415: {"model": ErrorBody, "description": "neither JSON nor FASTA"},
     422: {"model": ErrorBody, "description": "a sequence or an option is wrong; each is named"},
+    429: {"model": ErrorBody, "description": "too much is waiting; `Retry-After` says when to try again"},
     503: {"model": ErrorBody, "description": "the model's runner does not answer"},
-    504: {"model": ErrorBody, "description": "the model's runner took too long"},
+    504: {"model": ErrorBody, "description": "it took longer than the request's or the service's time limit"},
+}
+_TIMEOUT = {
+    "name": TIMEOUT_HEADER,
+    "in": "header",
+    "description": "seconds after which nobody waits for the reply; the service's own limit is the most",
+    "schema": {"type": "number", "exclusiveMinimum": 0},
 }
 
 
@@ -64,41 +74,46 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
         200: {"content": {NPZ_MEDIA_TYPE: {}}, "description": "a summary, or with Accept the npz itself"},
         **_ERRORS,
     },
-    openapi_extra={"requestBody": _BODIES},
+    openapi_extra={"requestBody": _BODIES, "parameters": [_TIMEOUT]},
 )
 async def compute(
     request: Request,
     model: Annotated[str, Path(description="name of a served model", examples=["esm2_mini"])],
     gateway: Annotated[Gateway, Depends(gateway_of)],
-    pooled: Annotated[bool, Query(description="for FASTA bodies; JSON says it inside")] = True,
-    dtype: Annotated[Literal["float16", "float32"], Query(description="for FASTA bodies")] = "float16",
-) -> Response | ComputeResponse:
+    query: Annotated[ComputeOptions, Query(description="for FASTA bodies; JSON says it inside")],
+) -> Response:
     """Embeds proteins.
 
     The body is JSON, or FASTA text (`text/x-fasta`) with the options in the query. The reply is a summary with
     a link to the npz; with `Accept: application/x-npz` it is the npz at once.
     """
-    served = gateway.find(model)
-    records, options = _parse(await request.body(), request, Options(pooled, dtype))
-    proteins = clean_all(records, served.model, gateway.limits)
+    served, terms = gateway.find(model), gateway.terms(request.headers)
+    records, wanted = _parse(await request.body(), request, query)
+    proteins, options = gateway.prepare(served, records, wanted)
 
     request_id, path = gateway.outputs.new()
-    async with writing(path) as writer:
-        report = await gateway.pipeline.embed(served, proteins, options, writer)
+    size_bytes = expected_bytes(proteins, options, served.model.dim)
+    npz = BytesIO() if size_bytes <= MEMORY_BYTES else path
+    async with writing(npz) as writer:
+        report = await gateway.pipeline.embed(served, proteins, options, writer, terms)
         manifest = describe(served, proteins, options, report)
-        await run_to_its_end(lambda: writer.finish([protein.id for protein in proteins], manifest))
+        await run_to_its_end(lambda: writer.finish([protein.id for protein in proteins], manifest), size_bytes)
 
     if NPZ_MEDIA_TYPE in request.headers.get("accept", ""):
         name = f"embeddings_{model}_{request_id}.npz"
-        delete = BackgroundTask(path.unlink, missing_ok=True)
-        return FileResponse(path, media_type=NPZ_MEDIA_TYPE, filename=name, background=delete)
+        if isinstance(npz, BytesIO):
+            headers = {"Content-Disposition": f'attachment; filename="{name}"'}
+            return Response(npz.getvalue(), media_type=NPZ_MEDIA_TYPE, headers=headers)
+        delete = BackgroundTask(npz.unlink, missing_ok=True)
+        return FileResponse(npz, media_type=NPZ_MEDIA_TYPE, filename=name, background=delete)
     warnings = [] if served.is_trained else [UNTRAINED_WARNING]
     link = None
     try:
-        link = await gateway.outputs.publish(request_id, model)
+        link = await gateway.outputs.publish(request_id, model, npz)
     except StoreUnavailable as error:
         warnings.append(f"{error}; send Accept: {NPZ_MEDIA_TYPE} to get the embeddings at once")
-    return _reply(gateway, served, proteins, options, report, link, warnings)
+    reply = _reply(gateway, served, proteins, options, report, link, warnings)
+    return Response(reply.model_dump_json(), media_type="application/json")
 
 
 @router.get(
@@ -120,7 +135,7 @@ async def download(model: str, request_id: str, gateway: Annotated[Gateway, Depe
     return FileResponse(path, media_type=NPZ_MEDIA_TYPE, filename=f"embeddings_{model}_{request_id}.npz")
 
 
-def _parse(body: bytes, request: Request, query: Options) -> tuple[list[Record], Options]:
+def _parse(body: bytes, request: Request, query: ComputeOptions) -> tuple[list[Record], ComputeOptions]:
     """The sequences and options of a body, by its media type."""
     media_type = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
     if media_type in FASTA_MEDIA_TYPES:
@@ -131,8 +146,8 @@ def _parse(body: bytes, request: Request, query: Options) -> tuple[list[Record],
     if media_type != "application/json":
         known = ", ".join(("application/json", *FASTA_MEDIA_TYPES))
         raise UnsupportedBody(f"{media_type!r} is none of {known}")
-    if extra := {"pooled", "dtype"} & set(request.query_params):
-        raise InvalidRequest(f"query.{min(extra)}: a JSON body says this inside")
+    if query.model_fields_set:
+        raise InvalidRequest(f"query.{min(query.model_fields_set)}: a JSON body says this inside")
     parsed = _parse_json(body)
     ids = parsed.ids
     if ids is None:
@@ -140,7 +155,7 @@ def _parse(body: bytes, request: Request, query: Options) -> tuple[list[Record],
     if len(ids) != len(parsed.sequences):
         raise InvalidRequest(f"{len(ids)} ids for {len(parsed.sequences)} sequences")
     records = [Record(id, sequence) for id, sequence in zip(ids, parsed.sequences, strict=True)]
-    return records, Options(parsed.pooled, parsed.dtype)
+    return records, parsed
 
 
 def _parse_json(body: bytes) -> ComputeRequest:
@@ -180,7 +195,9 @@ def _reply(
                 id=protein.id,
                 length=len(protein.sequence),
                 cached=report.cached[index],
+                device=report.devices.get(index),
                 replaced=list(protein.replaced),
+                truncated_from=protein.truncated_from,
                 error=report.errors.get(index),
             )
             for index, protein in enumerate(proteins)
@@ -201,7 +218,7 @@ def _reply(
         model_info=ComputedWith(
             **summary.model_dump(),
             model=served.model.name,
-            sequence_length_range=length_range(gateway),
+            sequence_length_range=length_range(gateway.settings),
             pooled=options.pooled,
             dtype=options.dtype,
             shape_description=(

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Query
 
 from serving.errors import RunnerUnavailable
-from serving.gateway import Gateway, gateway_of
+from serving.gateway import Gateway, gateway_of, length_range
 from serving.runners import UNTRAINED_WARNING, ServedModel
 from serving.schemas import (
     ErrorBody,
@@ -60,11 +60,13 @@ async def model_info(
         source=str(served.metadata["source"]),
         revision=str(served.metadata["revision"]),
         digest=str(served.metadata["digest"]),
-        sequence_length_range=length_range(gateway),
+        sequence_length_range=length_range(gateway.settings),
         replaced_residues=dict(row.replaced_residues),
         precision_reason=runner.get("precision_reason"),
         backend=runner.get("backend"),
+        trained_length=row.trained_length,
         devices=runner.get("devices", []),
+        per_device=runner.get("per_device", []),
         batcher=runner.get("batcher", {}),
         inputs=[
             TensorInfo(name="input_ids", datatype="INT64", shape=[-1]),
@@ -93,7 +95,3 @@ async def _status(served: ServedModel) -> dict[str, Any]:
         return await served.status()
     except RunnerUnavailable:
         return {}
-
-
-def length_range(gateway: Gateway) -> str:
-    return f"{gateway.settings.min_sequence_length}-{gateway.settings.max_sequence_length}"

@@ -89,6 +89,10 @@ async def config(gateway: Annotated[Gateway, Depends(gateway_of)]) -> ServiceCon
             "precision": s.precision,
             "use_kernels": s.use_kernels,
             "batch_tokens": s.batch_tokens,
+            "batch_queue_enabled": s.batch_queue_enabled,
+            "batch_queue_max_size": s.batch_queue_max_size,
+            "batch_queue_max_wait_ms": s.batch_queue_max_wait_ms,
+            "max_queue_tokens": s.max_queue_tokens,
             "gpus_per_runner": s.runner_gpus,
             "timeout_seconds": s.runner_timeout_s,
         },
@@ -104,6 +108,9 @@ async def config(gateway: Annotated[Gateway, Depends(gateway_of)]) -> ServiceCon
             "log_level": s.log_level,
             "download_ttl_minutes": s.download_ttl_minutes,
             "gateway_workers": s.gateway_workers,
+            "max_concurrent_requests": s.max_concurrent_requests,
+            "max_body_mb": s.max_body_mb,
+            "request_timeout_seconds": s.request_timeout_s,
         },
     )
 

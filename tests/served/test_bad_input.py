@@ -55,6 +55,12 @@ def test_a_wrong_sequence_is_named(
         ({"sequences": [GOOD], "dtype": "int8"}, 422, "dtype"),
         ({"sequences": [GOOD], "poled": False}, 422, "poled"),
         ({"sequences": [GOOD], "ids": ["a", "b"]}, 422, "2 ids for 1 sequences"),
+        ({"sequences": [GOOD], "on_too_long": "shorten"}, 422, "on_too_long"),
+        ({"sequences": [GOOD], "max_length": 0}, 422, "max_length"),
+        ({"sequences": [GOOD], "max_length": 9}, 422, "max_length: 9 is not in 10-5000"),
+        ({"sequences": [GOOD], "max_length": 5001, "on_too_long": "window"}, 422, "max_length: 5001"),
+        ({"sequences": [GOOD], "max_length": 21}, 422, "22 residues; the most is 21"),
+        ({"sequences": ["M" * 100_001], "on_too_long": "window"}, 422, "the most is 100000"),
     ],
 )
 def test_a_wrong_body_is_explained(served: Served, body: Any, status: int, detail: str) -> None:
@@ -82,12 +88,37 @@ def test_a_malformed_body_is_explained(served: Served, content: bytes, media_typ
     assert set(reply.json()) >= {"error", "detail"}
 
 
-def test_wrong_options_in_the_query_are_explained(served: Served) -> None:
+@pytest.mark.parametrize(
+    ("query", "detail"),
+    [
+        ({"pooled": "maybe"}, "query.pooled"),
+        ({"poled": "false"}, "query.poled"),
+        ({"max_length": "0"}, "query.max_length"),
+        ({"max_length": "5001"}, "max_length: 5001 is not in 10-5000"),
+        ({"on_too_long": "shorten"}, "query.on_too_long"),
+    ],
+)
+def test_wrong_options_in_the_query_are_explained(served: Served, query: dict[str, str], detail: str) -> None:
     reply = served.http.post(
-        COMPUTE, params={"pooled": "maybe"}, content=f">a\n{GOOD}", headers={"content-type": "text/x-fasta"}
+        COMPUTE, params=query, content=f">a\n{GOOD}", headers={"content-type": "text/x-fasta"}
     )
     assert reply.status_code == 422
-    assert "query.pooled" in reply.json()["detail"]
+    assert detail in reply.json()["detail"]
+
+
+@pytest.mark.parametrize("query", [{"pooled": "false"}, {"max_length": "20"}, {"poled": "false"}])
+def test_options_beside_a_json_body_are_refused_not_ignored(served: Served, query: dict[str, str]) -> None:
+    reply = served.http.post(COMPUTE, params=query, json={"sequences": [GOOD]})
+    assert reply.status_code == 422
+    assert f"query.{next(iter(query))}" in reply.json()["detail"]
+
+
+@pytest.mark.parametrize("value", ["soon", "0", "-1", "nan", ""])
+@pytest.mark.parametrize("path", [COMPUTE, "/encode"])
+def test_a_time_limit_that_is_none_is_explained(served: Served, path: str, value: str) -> None:
+    reply = served.http.post(path, json={"sequences": [GOOD]}, headers={"x-request-timeout": value})
+    assert reply.status_code == 422
+    assert "X-Request-Timeout" in reply.text
 
 
 @pytest.mark.parametrize("path", ["/embeddings/compute/esm2_min", "/embeddings/compute/ESM2_MINI"])

@@ -33,12 +33,31 @@ def test_encode_per_residue_returns_a_file(served: Served) -> None:
     assert manifest["trained"] is False
 
 
+def test_long_sequences_are_cut_off_or_computed_in_windows_where_that_is_asked_for(served: Served) -> None:
+    one, other = SEQUENCES
+    with bentoml.SyncHTTPClient(served.url) as client:
+        cut_off = client.encode(sequences=SEQUENCES, max_length=22, on_too_long="truncate")
+        np.testing.assert_array_equal(cut_off, client.encode(sequences=[one, other[:22]]))
+        whole, windowed = (
+            client.encode(sequences=[other], **options)
+            for options in ({}, {"max_length": 22, "on_too_long": "window"})
+        )
+        assert not np.array_equal(whole, windowed)
+        path = client.encode_per_residue(sequences=SEQUENCES, max_length=22, on_too_long="window")
+        with np.load(path, allow_pickle=False) as arrays:
+            assert [arrays[f"embedding_{i}"].shape for i in range(2)] == [(22, 144), (35, 144)]
+            assert json.loads(str(arrays["manifest"]))["window"] == 22
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "reason"),
     [
         ({"sequences": ["MKTJYIAKQRQIS"]}, 422, "'J' at position 4"),
         ({"sequences": []}, 422, "no sequence"),
         ({"sequences": SEQUENCES, "model": "esm2_min"}, 404, "did you mean esm2_mini"),
+        ({"sequences": SEQUENCES, "max_length": 22}, 422, "35 residues; the most is 22"),
+        ({"sequences": SEQUENCES, "max_length": 5001}, 422, "max_length: 5001 is not in 10-5000"),
+        ({"sequences": SEQUENCES, "max_length": 0}, 400, "max_length"),  # as BentoML says it
     ],
 )
 def test_bad_input_is_explained(served: Served, arguments: dict[str, object], status: int, reason: str) -> None:

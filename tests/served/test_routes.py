@@ -42,6 +42,9 @@ def test_computing_replies_with_everything_but_the_numbers(served: Served) -> No
     assert info["pooled"] is True
     assert info["shape_description"] == "[sequences, 144] (pooled)"
     assert body["download_link"].startswith("/embeddings/download/esm2_mini/numpy/")
+    assert {*("index", "id", "length", "cached", "device", "replaced", "truncated_from", "error")} == set(
+        body["results"][0]
+    )
 
 
 def test_untrained_weights_are_called_so_wherever_they_are_described(served: Served) -> None:
@@ -84,7 +87,33 @@ def test_model_info_names_tag_precision_and_tensors(served: Served) -> None:
     assert body["precision_reason"] == "asked for by PRECISION"
     assert [tensor["name"] for tensor in body["inputs"]] == ["input_ids", "cu_seqlens"]
     assert body["outputs"] == [{"name": "hidden_states", "datatype": "FP32", "shape": [-1, 320]}]
-    assert get(served, "/embeddings/model/info")["model_type"] == "esm2_mini", "the first is the default"
+    assert body["trained_length"] == 1022
+    default = get(served, "/embeddings/model/info")
+    assert default["model_type"] == "esm2_mini", "the first is the default"
+    assert default["trained_length"] is None
+
+
+def test_devices_are_reported_where_something_was_computed(served: Served) -> None:
+    served.http.post("/embeddings/cache/clear")
+    before = get(served, "/embeddings/model/info?model=esm2_mini")
+    one, other = UBIQUITIN[5:] + "MKV", UBIQUITIN[7:] + "MKV"  # which no other test embeds
+    results = [
+        served.http.post("/embeddings/compute/esm2_mini", json={"sequences": sequences}).json()["results"]
+        for sequences in ([one], [one, other, other])
+    ]
+    info = get(served, "/embeddings/model/info?model=esm2_mini")
+    assert [device["name"] for device in info["per_device"]] == info["devices"]
+    assert results[0][0]["device"] in info["devices"]
+    assert (results[1][0]["cached"], results[1][0]["device"]) == (True, None)
+    assert results[1][1]["device"] == results[1][2]["device"]
+    assert results[1][1]["device"] in info["devices"]
+    assert info["batcher"]["num_items"] == before["batcher"]["num_items"] + 2
+    assert sum(device["num_items"] for device in info["per_device"]) == info["batcher"]["num_items"]
+    assert sum(device["num_batches"] for device in info["per_device"]) == info["batcher"]["num_batches"]
+    for device in info["per_device"]:
+        assert (device["is_lost"], device["inflight_batches"]) == (False, 0)
+        assert device["budget"] > 0
+    assert any(device["cost_per_s"] > 0 for device in info["per_device"])
 
 
 def test_models_are_listed_with_the_limits(served: Served) -> None:
@@ -111,6 +140,14 @@ def test_the_settings_are_shown_without_secrets(served: Served, redis_kind: str)
     assert "correct-horse" not in str(body)
     assert body["features"]["download_ttl_minutes"] == 10
     assert [tag.partition(":")[0] for tag in body["runner"]["models"]] == ["esm2_mini", "esm2_t6_8m"]
+    queue = {name: value for name, value in body["runner"].items() if "queue" in name}
+    assert queue == {
+        "batch_queue_enabled": True,
+        "batch_queue_max_size": None,
+        "batch_queue_max_wait_ms": 0,
+        "max_queue_tokens": None,
+    }
+    assert (body["features"]["max_concurrent_requests"], body["features"]["max_body_mb"]) == (256, 32)
 
 
 def test_clearing_by_pattern_leaves_the_other_models_entries(served: Served) -> None:
@@ -151,7 +188,15 @@ def test_every_route_is_documented(served: Served) -> None:
         if "application/json" in content:
             name = content["application/json"]["schema"]["$ref"].rpartition("/")[2]
             assert "example" in document["components"]["schemas"][name], path
-    assert {"400", "404", "413", "415", "422", "503", "504"} <= set(compute["responses"])
+    assert {"400", "404", "413", "415", "422", "429", "503", "504"} <= set(compute["responses"])
+    parameters = {(parameter["in"], parameter["name"]) for parameter in compute["parameters"]}
+    assert parameters == {
+        *(("path", "model"), ("header", "X-Request-Timeout")),
+        *(("query", name) for name in ("pooled", "dtype", "max_length", "on_too_long")),
+    }
+    assert {"max_length", "on_too_long"} <= set(
+        compute["requestBody"]["content"]["application/json"]["schema"]["properties"]
+    )
 
 
 @pytest.mark.parametrize("page", ["/docs", "/redoc"])

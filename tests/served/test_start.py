@@ -40,6 +40,7 @@ def start(data_dir: Path, **environment: str) -> tuple[int, str]:
         ("MODELS", "esm2_mini,esm2_mega", "unknown model 'esm2_mega'"),
         ("MODELS", "esm2_t48_15B", "python -m scripts.import_model esm2_t48_15B"),
         ("MAX_SEQUENCE_LENGTH", "ten", "MAX_SEQUENCE_LENGTH: "),
+        ("MAX_QUEUE_TOKENS", "1", "MAX_QUEUE_TOKENS: "),
         ("DATA_DIR", "/proc/no", "DATA_DIR: "),
     ],
 )

@@ -14,11 +14,11 @@ import redis.asyncio
 from models.catalogue import CATALOGUE, MINI
 from models.wire import Reply
 from serving.cache import Cache
-from serving.errors import RunnerUnavailable
+from serving.errors import Overloaded, RunnerUnavailable
 from serving.outputs import OutputStore
 from serving.pipeline import Pipeline
 from serving.redis import connect
-from serving.runners import ServedModel
+from serving.runners import ServedModel, Terms
 from serving.sequences import Protein
 from serving.settings import Settings
 
@@ -26,23 +26,32 @@ from serving.settings import Settings
 class CountingRunner:
     """Pooled: a vector full of the sequence's length. Per residue: row i full of i modulo 1000.
 
-    A sequence with a W in it fails. `gate`, when closed, holds every call back.
+    A sequence with a W in it fails. `gate`, when closed, holds every call back. While `is_full`, only calls of
+    admitted requests are taken. What it was asked for is kept: `calls`, and for each its `forms` and `terms`.
     """
 
     def __init__(self, dim: int = MINI.dim) -> None:
         self.dim = dim
         self.calls: list[list[str]] = []
+        self.forms: list[tuple[bool, str]] = []
+        self.terms: list[Terms] = []
         self.num_running = 0
         self.most_running = 0
         self.gate = asyncio.Event()
         self.gate.set()
         self.is_down = False
+        self.is_full = False
         self.precision = "fp32"
+        self.device: str | None = "cpu"
 
-    async def embed(self, sequences: list[str], pooled: bool, dtype: str) -> Reply:
+    async def embed(self, sequences: list[str], pooled: bool, dtype: str, terms: Terms) -> Reply:
         if self.is_down:
             raise RunnerUnavailable("down")
         self.calls.append(sequences)
+        self.forms.append((pooled, dtype))
+        self.terms.append(terms)
+        if self.is_full and not terms.is_admitted:
+            raise Overloaded("full", 7)
         self.num_running += 1
         self.most_running = max(self.most_running, self.num_running)
         await self.gate.wait()
@@ -56,6 +65,7 @@ class CountingRunner:
             embeddings=np.repeat(rows[:, None], self.dim, axis=1),
             errors={i: "has a W" for i, s in enumerate(sequences) if "W" in s},
             precision=self.precision,
+            devices=[self.device] * len(sequences),
         )
 
     async def status(self) -> dict[str, Any]:
@@ -106,7 +116,7 @@ def cache(client: redis.asyncio.Redis) -> Cache:
 
 @pytest.fixture
 def pipeline(cache: Cache) -> Pipeline:
-    return Pipeline(cache, timeout_s=60)
+    return Pipeline(cache)
 
 
 @pytest.fixture
@@ -117,3 +127,8 @@ def outputs(client: redis.asyncio.Redis, data_dir: Path) -> OutputStore:
 
 def proteins(*sequences: str) -> list[Protein]:
     return [Protein(f"p{index}", sequence) for index, sequence in enumerate(sequences)]
+
+
+def within(timeout_s: float = 60.0, is_admitted: bool = False) -> Terms:
+    """Terms of a call that is made now."""
+    return Terms(asyncio.get_running_loop().time() + timeout_s, is_admitted=is_admitted)

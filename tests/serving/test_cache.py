@@ -36,6 +36,12 @@ def test_whatever_changes_the_answer_changes_the_key(other: KeyParts) -> None:
     assert cache_key(PARTS, "MKTAY") == cache_key(replace(PARTS), "MKTAY")
 
 
+def test_a_window_changes_the_key_of_longer_sequences_alone() -> None:
+    four, five = replace(PARTS, window=4), replace(PARTS, window=5)
+    assert len({cache_key(parts, "MKTAYV") for parts in (PARTS, four, five)}) == 3
+    assert cache_key(five, "MKTAY") == cache_key(PARTS, "MKTAY") != cache_key(four, "MKTAY")
+
+
 @pytest.mark.parametrize("level", [0, 1, 9])
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
 @pytest.mark.parametrize("shape", [(7,), (3, 7), (0, 7)])
@@ -75,8 +81,12 @@ async def test_a_foreign_value_under_a_key_is_a_miss(cache: Cache, client: redis
 
 async def test_counts_of_several_workers_add_up(client: redis.asyncio.Redis) -> None:
     first, second = Cache(client, 60, 6), Cache(client, 60, 6)
-    await first.put_many({"pes:cache:a": vector(1)}, hits=3, misses=1)
-    await second.put_many({}, hits=1, misses=3)
+    await first.put_many({"pes:cache:a": vector(1)})
+    first.count(hits=3, misses=0)
+    first.count(hits=0, misses=1)
+    second.count(hits=1, misses=3)
+    await second.write_counts()
+    await second.write_counts()
     found = await first.statistics()
     assert (found["cache_hits"], found["cache_misses"], found["total_requests"]) == (4, 4, 8)
     assert (found["hit_rate"], found["total_keys"]) == (0.5, 1)
@@ -94,7 +104,21 @@ async def test_clearing_touches_cache_keys_only(cache: Cache, client: redis.asyn
 async def test_without_redis_every_look_up_is_a_miss_and_counted(dead_client: redis.asyncio.Redis) -> None:
     cache = Cache(dead_client, 60, 6)
     assert await cache.get_many(["a", "b"]) == [None, None]
-    await cache.put_many({"a": vector(1)}, misses=2)
+    await cache.put_many({"a": vector(1)})
     assert cache.num_errors == 1, "Redis is left alone for a moment after it failed"
     with pytest.raises(redis.ConnectionError):
         await cache.statistics()
+
+
+async def test_what_is_counted_while_redis_is_away_is_written_when_it_is_back(
+    client: redis.asyncio.Redis, dead_client: redis.asyncio.Redis
+) -> None:
+    cache = Cache(dead_client, 60, 6)
+    cache.count(hits=2, misses=5)
+    for _ in range(2):  # Redis fails, then is left alone
+        await cache.write_counts()
+    assert cache.num_errors == 1
+    cache.client, cache._away_until = client, 0.0
+    cache.count(hits=1, misses=0)
+    found = await cache.statistics()
+    assert (found["cache_hits"], found["cache_misses"]) == (3, 5)

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from models.catalogue import MINI, UnknownModel
 from serving import errors
-from serving.errors import InvalidSequences, Problem, ServiceError, body_of, status_of
+from serving.errors import (
+    InvalidSequences,
+    Overloaded,
+    Problem,
+    RunnerUnavailable,
+    ServiceError,
+    body_of,
+    status_of,
+)
 
 
 def test_every_kind_of_error_has_a_status() -> None:
@@ -30,3 +38,15 @@ def test_wrong_sequences_are_listed_up_to_a_limit() -> None:
     assert body["detail"] == "sequence 0 (p0): the sequence is empty (and 104 more)"
     assert len(body["items"]) == errors.MAX_PROBLEMS
     assert body["items"][0] == {"index": 0, "reason": "the sequence is empty", "id": "p0"}
+
+
+def test_an_overload_says_in_how_many_whole_seconds_to_come_again() -> None:
+    error = Overloaded("too much waits", 6.2)
+    assert error.retry_after_s == 6.2
+    assert status_of(error) == 429
+    assert body_of(error) == {"error": "Overloaded", "detail": "too much waits; try again in 7 s"}
+
+
+def test_only_what_depends_on_time_says_when_to_come_again() -> None:
+    kinds = [kind for kind in errors.STATUS if issubclass(kind, ServiceError) and kind is not Overloaded]
+    assert [kind for kind in kinds if kind.retry_after_s is not None] == [RunnerUnavailable]

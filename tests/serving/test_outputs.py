@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -12,15 +13,19 @@ import pytest
 import redis.asyncio
 
 from serving.errors import ExpiredOutput, StoreUnavailable, UnknownOutput
-from serving.outputs import NpzWriter, OutputStore, writing
+from serving.outputs import NpzWriter, OutputStore, describe, writing
+from serving.parts import Options
+from serving.pipeline import Report
 from serving.redis import OUTPUT_PREFIX
+from serving.runners import ServedModel
+from serving.sequences import Protein
 
 
 async def published(outputs: OutputStore, model: str = "esm2_mini") -> str:
     request_id, path = outputs.new()
     writer = NpzWriter(path)
     writer.finish([], {})
-    link = await outputs.publish(request_id, model)
+    link = await outputs.publish(request_id, model, path)
     assert link == f"/embeddings/download/{model}/numpy/{request_id}"
     return request_id
 
@@ -41,6 +46,15 @@ def test_a_file_is_written_in_any_order_and_read_without_pickle(tmp_path: Path) 
         assert json.loads(str(arrays["manifest"])) == {"model": "esm2_mini"}
 
 
+def test_the_manifest_says_what_became_of_long_sequences(served: ServedModel) -> None:
+    proteins = [Protein("a", "MKTAY"), Protein("b", "MKTAY", truncated_from=900)]
+    report = Report(cached=[False, False], precision="fp32")
+    manifest = describe(served, proteins, Options(), report)
+    assert (manifest["truncated_from"], manifest["window"]) == ({"1": 900}, None)
+    manifest = describe(served, proteins[:1], Options(window=4), report)
+    assert (manifest["truncated_from"], manifest["window"]) == ({}, 4)
+
+
 def test_an_abandoned_file_is_gone(tmp_path: Path) -> None:
     writer = NpzWriter(tmp_path / "x.part")
     writer.add(0, np.zeros(4, np.float16))
@@ -52,6 +66,17 @@ async def test_a_published_file_is_found_by_any_worker(outputs: OutputStore, cli
     request_id = await published(outputs)
     another = OutputStore(outputs.folder, client, ttl_s=60, writing_s=3600)
     assert (await another.find(request_id, "esm2_mini")).exists()
+
+
+async def test_a_npz_in_memory_is_published_like_a_file(outputs: OutputStore) -> None:
+    request_id, _ = outputs.new()
+    npz = BytesIO()
+    async with writing(npz) as writer:
+        writer.add(0, np.ones(4, np.float16))
+        writer.finish(["a"], {})
+    await outputs.publish(request_id, "esm2_mini", npz)
+    assert (await outputs.find(request_id, "esm2_mini")).read_bytes() == npz.getvalue()
+    assert len(list(outputs.folder.iterdir())) == 1
 
 
 def test_ids_cannot_be_guessed(outputs: OutputStore) -> None:
@@ -105,9 +130,10 @@ async def test_without_redis_nothing_is_published_and_nothing_is_left(
     outputs = OutputStore(tmp_path / "outputs", dead_client, ttl_s=60, writing_s=3600)
     request_id, path = outputs.new()
     path.touch()
-    with pytest.raises(StoreUnavailable):
-        await outputs.publish(request_id, "esm2_mini")
-    assert list(outputs.folder.iterdir()) == []
+    for npz in (path, BytesIO(b"npz")):
+        with pytest.raises(StoreUnavailable):
+            await outputs.publish(request_id, "esm2_mini", npz)
+        assert list(outputs.folder.iterdir()) == []
     with pytest.raises(StoreUnavailable):
         await outputs.find(request_id, "esm2_mini")
 

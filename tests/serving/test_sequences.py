@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from models.catalogue import CATALOGUE, MINI
 from serving.errors import InvalidRequest, InvalidSequences, MalformedBody, TooManySequences
-from serving.sequences import Limits, Record, clean_all, parse_fasta
+from serving.sequences import MAX_WINDOWED_LENGTH, Limits, OnTooLong, Protein, Record, clean_all, parse_fasta
 
 LIMITS = Limits(min_length=5, max_length=20, max_sequences=4)
 T5 = CATALOGUE["prot_t5"]
@@ -126,3 +128,46 @@ def test_an_id_that_does_not_fit_an_array_of_ids_is_refused(id: str) -> None:
     with pytest.raises(InvalidSequences, match="256 printable characters"):
         clean_all([Record(id, "MKTAY")], MINI, LIMITS)
     assert clean_all([Record("x" * 256, "MKTAY")], MINI, LIMITS)[0].id == "x" * 256
+
+
+def cleaned_one(raw: str, on_too_long: OnTooLong) -> Protein:
+    (protein,) = clean_all([Record("p", raw)], MINI, replace(LIMITS, on_too_long=on_too_long))
+    return protein
+
+
+def test_a_sequence_that_is_too_long_is_cut_off_where_that_is_asked_for() -> None:
+    protein = cleaned_one(" mkt ay" * 5 + "*", "truncate")
+    assert (protein.sequence, protein.truncated_from) == ("MKTAY" * 4, 25)
+
+
+def test_a_sequence_that_is_too_long_is_left_whole_for_windows() -> None:
+    assert cleaned_one("MKTAY" * 5, "window") == Protein("p", "MKTAY" * 5)
+
+
+@pytest.mark.parametrize("on_too_long", ["error", "truncate", "window"])
+def test_a_sequence_of_the_greatest_length_is_not_too_long(on_too_long: OnTooLong) -> None:
+    assert cleaned_one("MKTAY" * 4, on_too_long) == Protein("p", "MKTAY" * 4)
+
+
+@pytest.mark.parametrize("on_too_long", ["truncate", "window"])
+def test_the_other_checks_stay_where_a_sequence_may_be_too_long(on_too_long: OnTooLong) -> None:
+    for raw, reason in (("MKT", "3 residues; the least is 5"), ("", "empty"), ("MKTAJ", "'J' at position 5")):
+        with pytest.raises(InvalidSequences, match=reason):
+            cleaned_one(raw, on_too_long)
+
+
+def test_a_foreign_letter_behind_the_cut_is_named_too() -> None:
+    with pytest.raises(InvalidSequences, match="'J' at position 26"):
+        cleaned_one("MKTAY" * 5 + "J", "truncate")
+
+
+def test_replaced_residues_behind_the_cut_are_not_reported() -> None:
+    (protein,) = clean_all([Record("p", "MU" + "M" * 18 + "U")], T5, replace(LIMITS, on_too_long="truncate"))
+    assert (protein.replaced, protein.truncated_from) == (((2, "U"),), 21)
+
+
+def test_windows_have_a_limit_of_their_own() -> None:
+    assert len(cleaned_one("M" * MAX_WINDOWED_LENGTH, "window").sequence) == MAX_WINDOWED_LENGTH
+    with pytest.raises(InvalidSequences, match="100001 residues; the most is 100000"):
+        cleaned_one("M" * (MAX_WINDOWED_LENGTH + 1), "window")
+    assert cleaned_one("M" * (MAX_WINDOWED_LENGTH + 1), "truncate").truncated_from == MAX_WINDOWED_LENGTH + 1

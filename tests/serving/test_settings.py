@@ -49,12 +49,44 @@ def test_the_defaults_of_the_triton_based_service_are_kept() -> None:
         ("LOG_LEVEL", "LOUD"),
         ("GATEWAY_WORKERS", "0"),
         ("BATCH_TOKENS", "1"),
+        ("BATCH_QUEUE_ENABLED", "perhaps"),
+        ("BATCH_QUEUE_MAX_SIZE", "0"),
+        ("BATCH_QUEUE_MAX_WAIT_MS", "-1"),
+        ("BATCH_QUEUE_MAX_WAIT_MS", "10001"),
+        ("MAX_QUEUE_TOKENS", "63"),
+        ("MAX_CONCURRENT_REQUESTS", "0"),
+        ("MAX_BODY_MB", "0"),
+        ("MAX_BODY_MB", "large"),
     ],
 )
 def test_a_bad_value_is_refused_by_name(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
     monkeypatch.setenv(name, value)
     with pytest.raises(SettingsError, match=rf"^{name}: "):
         load_settings()
+
+
+def test_by_default_sequences_share_batches_and_no_device_waits() -> None:
+    found = load_settings()
+    assert found.batch_queue_enabled is True
+    assert (found.batch_queue_max_size, found.batch_queue_max_wait_ms) == (None, 0)
+    assert found.max_queue_tokens is None
+    assert (found.max_concurrent_requests, found.max_body_mb) == (256, 32)
+
+
+def test_the_batch_queue_and_the_limits_can_be_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {
+        "BATCH_QUEUE_ENABLED": "false",
+        "BATCH_QUEUE_MAX_SIZE": "32",
+        "BATCH_QUEUE_MAX_WAIT_MS": "2.5",
+        "MAX_QUEUE_TOKENS": "64",
+        "MAX_CONCURRENT_REQUESTS": "1",
+        "MAX_BODY_MB": "0.5",
+    }.items():
+        monkeypatch.setenv(name, value)
+    found = load_settings()
+    assert found.batch_queue_enabled is False
+    assert (found.batch_queue_max_size, found.batch_queue_max_wait_ms) == (32, 2.5)
+    assert (found.max_queue_tokens, found.max_concurrent_requests, found.max_body_mb) == (64, 1, 0.5)
 
 
 def test_every_bad_variable_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

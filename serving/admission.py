@@ -1,0 +1,78 @@
+"""What is refused before it is worked on: bodies that are too large, requests beyond what a worker takes on."""
+
+from __future__ import annotations
+
+import math
+
+from starlette.datastructures import Headers
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serving.errors import BodyTooLarge, Overloaded, ServiceError, body_of, status_of
+
+RETRY_AFTER_S = 1.0  # requests come and go: one second later there may be room
+
+
+def reply_to(error: Exception) -> JSONResponse:
+    """The reply that tells a client of an error; with `Retry-After` where trying again makes sense."""
+    headers = {}
+    if isinstance(error, ServiceError) and error.retry_after_s is not None:
+        headers["Retry-After"] = str(math.ceil(error.retry_after_s))
+    return JSONResponse(body_of(error), status_of(error), headers)
+
+
+class Admission:
+    """ASGI middleware for what has a body (POST).
+
+    Args:
+        max_requests: that are worked on at the same time.
+        max_body_bytes: of one body; counted while it is read, so that no more than that is ever held.
+    """
+
+    def __init__(self, app: ASGIApp, max_requests: int, max_body_bytes: int) -> None:
+        self._app = app
+        self._max_requests = max_requests
+        self._max_body_bytes = max_body_bytes
+        self._num_requests = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "POST":
+            await self._app(scope, receive, send)
+            return
+        if self._num_requests >= self._max_requests:
+            busy = Overloaded(f"{self._max_requests} requests are being worked on", RETRY_AFTER_S)
+            await reply_to(busy)(scope, receive, send)
+            return
+        self._num_requests += 1
+        try:
+            await self._read_within_limit(scope, receive, send)
+        finally:
+            self._num_requests -= 1
+
+    async def _read_within_limit(self, scope: Scope, receive: Receive, send: Send) -> None:
+        too_large = BodyTooLarge(f"the body is over {self._max_body_bytes / 1e6:g} MB")
+        announced = Headers(scope=scope).get("content-length", "0")
+        if announced.isdigit() and int(announced) > self._max_body_bytes:
+            await reply_to(too_large)(scope, receive, send)
+            return
+        num_bytes = 0
+
+        async def count() -> Message:
+            nonlocal num_bytes
+            message = await receive()
+            num_bytes += len(message.get("body", b""))
+            if num_bytes > self._max_body_bytes:
+                raise too_large
+            return message
+
+        async def pass_on(message: Message) -> None:
+            if num_bytes <= self._max_body_bytes:  # else whoever read the body explains it in words of his own
+                await send(message)
+
+        try:
+            await self._app(scope, count, pass_on)
+        except Exception:
+            if num_bytes <= self._max_body_bytes:
+                raise
+        if num_bytes > self._max_body_bytes:
+            await reply_to(too_large)(scope, receive, send)
