@@ -5,6 +5,7 @@ SHELL := /bin/bash
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 HOST := 127.0.0.1
 PORT ?= 3000
+URL ?= http://$(HOST):$(PORT)
 MODELS ?= esm2_mini
 COMMA := ,
 VENV := .venv
@@ -52,6 +53,13 @@ import: setup ## put the models of MODELS into the model store, those that are n
 test: $(VENV)/.dev ## set up and run every test
 	$(BIN)/python -m pytest
 
+$(VENV)/.loadtest: $(VENV)/.runtime requirements-loadtest.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-loadtest.txt
+	@touch $@
+
+loadtest: $(VENV)/.loadtest ## add Locust and send mixed requests to the service at URL (http://127.0.0.1:3000)
+	$(BIN)/python -m scripts.loadtest --url $(URL)
+
 check: $(VENV)/.dev ## formatting, lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -67,4 +75,4 @@ bento: setup import ## build the Bento protein_embedding_service:VERSION with MO
 clean: ## remove .venv and what the tools left
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
-.PHONY: help setup import demo serve test check format bento clean
+.PHONY: help setup import demo serve test loadtest check format bento clean

@@ -3,6 +3,12 @@
     python -m scripts.benchmark engine --model esm2_t12_35M --fasta proteins.fasta --compare all
     python -m scripts.benchmark curves --model esm2_t12_35M --plot curves.png
     python -m scripts.benchmark precision --model esm2_t12_35M
+    python -m scripts.benchmark http --fasta proteins.fasta --compare fastapi,bentoml
+    python -m scripts.benchmark cache
+    python -m scripts.benchmark outputs --memory
+    python -m scripts.benchmark fairness --compare bentoml
+    python -m scripts.benchmark scaling
+    python -m scripts.benchmark overload --factor 3 --seconds 60
 
 Figures of one run can be compared with each other; machines differ, and shared ones differ from hour to hour.
 """
@@ -12,9 +18,19 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from scripts.benchmarks import curves, engine, precision
+from scripts.benchmarks import cache, curves, engine, fairness, http, outputs, overload, precision, scaling
 
-SUBJECTS = {"engine": engine, "curves": curves, "precision": precision}
+SUBJECTS = {
+    "engine": engine,
+    "curves": curves,
+    "precision": precision,
+    "http": http,
+    "cache": cache,
+    "outputs": outputs,
+    "fairness": fairness,
+    "scaling": scaling,
+    "overload": overload,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

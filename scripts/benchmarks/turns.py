@@ -1,0 +1,66 @@
+"""Taking turns over HTTP: what a contender is given, and what its turn brings."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from scripts.benchmarks.clients import Call, Load, connecting
+from scripts.benchmarks.engine_process import EngineProcess
+from scripts.benchmarks.services import Served, read_npz
+from scripts.peers.launch import Peer
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One contender in one round. vectors: a mean for each sequence; None where residues were asked for."""
+
+    seconds: float
+    latencies_s: list[float] = field(default_factory=list)
+    own_cores: float = 0.0
+    vectors: list[np.ndarray] | None = None
+
+
+Requests = Sequence[Sequence[str]]
+Contender = Callable[[Requests], Turn]
+
+
+def engine_contender(engine: EngineProcess) -> Contender:
+    def take_turn(work: Requests) -> Turn:
+        vectors, seconds = engine.embed([sequence for request in work for sequence in request])
+        return Turn(seconds, vectors=vectors)
+
+    return take_turn
+
+
+def service_contender(served: Served, num_clients: int, is_pooled: bool) -> Contender:
+    def take_turn(work: Requests) -> Turn:
+        served.clear_cache()
+        calls = [served.call(request, is_pooled=is_pooled, is_npz=True) for request in work]
+        return _turn(served.url, calls, num_clients, read_npz if is_pooled else None)
+
+    return take_turn
+
+
+def peer_contender(peer: Peer, num_clients: int) -> Contender:
+    def take_turn(work: Requests) -> Turn:
+        return _turn(peer.url, [peer.call(request) for request in work], num_clients, peer.decode)
+
+    return take_turn
+
+
+def _turn(url: str, calls: Sequence[Call], num_clients: int, decode: Callable[[bytes], Any] | None) -> Turn:
+    async def send() -> Load:
+        async with connecting(url, keeps_bodies=decode is not None) as clients:
+            return await clients.closed_loop(calls, num_clients)
+
+    done = asyncio.run(send()).require(200)
+    vectors = None
+    if decode is not None:
+        bodies = {id(answer.call): answer.body for answer in done.answers}
+        vectors = [vector for call in calls for vector in decode(bodies[id(call)])]
+    return Turn(done.seconds, [answer.seconds for answer in done.answers], done.own_cores, vectors)
