@@ -26,7 +26,7 @@ ResultT = TypeVar("ResultT")
 CLOSED = "the batcher was closed"
 MAX_LOSSES = 2  # devices that may be lost with an item on them before the item is held to be the cause
 RECOVERY = 1.05  # by which a budget that memory has cut grows with every batch that fits
-RATE_MEMORY = 0.7  # weight of what was known of a device's rate against its latest batch
+RATE_MEMORY_S = 10.0  # of work, after which what is older counts half in a device's rate
 RETRY_AFTER_S = (1.0, 60.0)  # the least and the most that a caller is told to wait
 
 # A blocking function: one result an item, in order; an item that fails gets its exception.
@@ -99,6 +99,28 @@ class _Work(Generic[ItemT, ResultT]):
     num_losses: int = 0
 
 
+@dataclass
+class _Pace:
+    """What a device has done in the time that it was busy. Batches that run side by side share that time."""
+
+    cost: float = 0.0
+    busy_s: float = 0.0
+    since: float = 0.0
+
+    def start(self, now: float) -> None:
+        self.since = now
+
+    def add(self, cost: int, now: float) -> float:
+        """Counts a batch that ends now. Returns the rate, cost per second."""
+        self.cost += cost
+        self.busy_s += now - self.since
+        self.since = now
+        rate = self.cost / max(self.busy_s, 1e-9)
+        if self.busy_s > RATE_MEMORY_S:
+            self.cost, self.busy_s = self.cost / 2, self.busy_s / 2
+        return rate
+
+
 class Batcher(Generic[ItemT, ResultT]):
     """One queue, drained by every device.
 
@@ -135,10 +157,11 @@ class Batcher(Generic[ItemT, ResultT]):
         self._schedule: Schedule[ItemT] = Schedule()
         self._works: dict[ItemT, _Work[ItemT, ResultT]] = {}  # what may be joined
         self._statistics = Statistics([DeviceStatistics(limits.budget) for _ in devices])
-        self._busy_since = [0.0 for _ in devices]  # or since its latest batch, if it was busy then
+        self._paces = [_Pace() for _ in devices]
         self._changed = asyncio.Condition()
         self._threads = ThreadPoolExecutor(len(devices) * num_callers, thread_name_prefix="device")
         self._loops: list[asyncio.Task[None]] = []
+        self._last_loss = "no device is lost"
         self._is_closed = False
 
     async def run(
@@ -163,7 +186,7 @@ class Batcher(Generic[ItemT, ResultT]):
         if self._is_closed:
             return [Outcome(RuntimeError(CLOSED)) for _ in items]
         if not self._live():
-            raise NoDevice("no device is left; the runner starts anew")
+            raise NoDevice(self._last_loss)
         if not is_admitted and items and self._schedule.cost >= self.limits.max_queue_cost:
             self._statistics.num_rejected_calls += 1
             raise QueueFull(self._drain_s())
@@ -173,8 +196,7 @@ class Batcher(Generic[ItemT, ResultT]):
         works = self._enter_all(items, priority)
         try:
             async with asyncio.timeout(timeout_s):
-                async with self._changed:
-                    self._changed.notify_all()
+                await self._wake_all()
                 return list(await asyncio.gather(*(asyncio.shield(work.outcome) for work in works)))
         except TimeoutError:
             self._statistics.num_expired_calls += 1
@@ -196,8 +218,7 @@ class Batcher(Generic[ItemT, ResultT]):
         self._is_closed = True
         for entry in self._schedule.take_all():
             self._resolve(self._works[entry.item], Outcome(RuntimeError(CLOSED)))
-        async with self._changed:
-            self._changed.notify_all()
+        await self._wake_all()
         await asyncio.gather(*self._loops)
         self._threads.shutdown()
 
@@ -236,14 +257,14 @@ class Batcher(Generic[ItemT, ResultT]):
 
     async def _drain(self, number: int) -> None:
         device = self._statistics.devices[number]
-        while True:
+        while not self._is_closed and not device.is_lost:
             async with self._changed:
                 await self._changed.wait_for(lambda: self._schedule.size or self._is_closed or device.is_lost)
-                if self._is_closed or device.is_lost:
-                    return
                 await self._wait_for_company(device)
+            if device.is_lost:
+                return
             entries = self._schedule.pick(device.budget, self.limits.max_items)
-            if entries:  # else another device was faster
+            if entries:  # else another device was faster, or there is no more to come
                 await self._run(number, [self._works[entry.item] for entry in entries])
 
     async def _wait_for_company(self, device: DeviceStatistics) -> None:
@@ -256,6 +277,7 @@ class Batcher(Generic[ItemT, ResultT]):
                 await self._changed.wait_for(
                     lambda: (
                         self._is_closed
+                        or device.is_lost
                         or self._schedule.cost >= device.budget
                         or self._schedule.size >= self.limits.max_items
                     )
@@ -267,7 +289,7 @@ class Batcher(Generic[ItemT, ResultT]):
         device, loop = self._statistics.devices[number], asyncio.get_running_loop()
         cost = sum(work.entry.cost for work in batch)
         if not device.inflight_batches:
-            self._busy_since[number] = loop.time()
+            self._paces[number].start(loop.time())
         device.inflight_batches += 1
         results: Sequence[ResultT | Exception]
         try:
@@ -275,18 +297,20 @@ class Batcher(Generic[ItemT, ResultT]):
             results = await loop.run_in_executor(self._threads, self._devices[number], items)
             assert len(results) == len(batch), "a device owes one result an item"
         except DeviceLost as error:
-            await self._set_aside(number, batch, error)
+            self._set_aside(number, batch, error)
+            await self._wake_all()
             return
         except OutOfMemory as error:
             if len(batch) > 1:
                 self._cut(number, batch, cost, error)
+                await self._wake_all()
                 return
             results = [error]
         except Exception as error:
             results = [error] * len(batch)
         else:
-            self._learn(device, cost / max(loop.time() - self._busy_since[number], 1e-9))
-            self._busy_since[number] = loop.time()
+            device.cost_per_s = self._paces[number].add(cost, loop.time())
+            device.budget = min(self.limits.budget, math.ceil(device.budget * RECOVERY))
         finally:
             device.inflight_batches -= 1
         device.num_batches += 1
@@ -294,11 +318,6 @@ class Batcher(Generic[ItemT, ResultT]):
         self._statistics.num_batches += 1
         for work, result in zip(batch, results, strict=True):
             self._resolve(work, Outcome(result, number))
-
-    def _learn(self, device: DeviceStatistics, rate: float) -> None:
-        known = RATE_MEMORY if device.cost_per_s else 0.0
-        device.cost_per_s = known * device.cost_per_s + (1 - known) * rate
-        device.budget = min(self.limits.budget, math.ceil(device.budget * RECOVERY))
 
     def _cut(self, number: int, batch: list[_Work[ItemT, ResultT]], cost: int, error: OutOfMemory) -> None:
         """The batch goes again, in parts: half of what did not fit is the most that is tried next."""
@@ -310,40 +329,39 @@ class Batcher(Generic[ItemT, ResultT]):
         )
         self._put_back(batch)
 
-    async def _set_aside(self, number: int, batch: list[_Work[ItemT, ResultT]], error: DeviceLost) -> None:
+    def _set_aside(self, number: int, batch: list[_Work[ItemT, ResultT]], error: DeviceLost) -> None:
         """The others go on with what the device held. Where none is left, whoever waits is told."""
         device = self._statistics.devices[number]
         was_last = not device.is_lost and len(self._live()) == 1
         device.is_lost = True
+        self._last_loss = f"the last device was lost: {error}"
         logger.critical("device %d is lost: %s; %d are left", number, error, len(self._live()))
         for work in batch:
             work.num_losses += 1
-        if self._live():
-            for work in batch:
-                if work.num_losses >= MAX_LOSSES:
-                    self._resolve(work, Outcome(error, number))
-            self._put_back([work for work in batch if not work.outcome.done()])
-        else:
-            waiting = [self._works[entry.item] for entry in self._schedule.take_all()]
-            for work in batch + waiting:
-                self._refuse(work, NoDevice(f"the last device was lost: {error}"))
-        async with self._changed:
-            self._changed.notify_all()
+        guilty = [work for work in batch if work.num_losses >= MAX_LOSSES and self._live()]
+        for work in guilty:
+            self._resolve(work, Outcome(error, number))
+        self._put_back([work for work in batch if work not in guilty])
         if was_last:
+            self._put_back([self._works[entry.item] for entry in self._schedule.take_all()])
             self._on_last_loss()
 
     def _put_back(self, batch: list[_Work[ItemT, ResultT]]) -> None:
+        """Into the queue, if anybody still wants it and anything still takes from there."""
         for work in batch:
-            if work.entry.num_callers:
-                self._schedule.put(work.entry)
-            else:
+            if not work.entry.num_callers:
                 self._abandon(work)
+            elif not self._live():  # the calls that wait for it fail as a whole
+                del self._works[work.entry.item]
+                work.outcome.set_exception(NoDevice(self._last_loss))
+            elif self._is_closed:
+                self._resolve(work, Outcome(RuntimeError(CLOSED)))
+            else:
+                self._schedule.put(work.entry)
 
-    def _refuse(self, work: _Work[ItemT, ResultT], error: NoDevice) -> None:
-        """The calls that wait for it fail as a whole."""
-        del self._works[work.entry.item]
-        if work.entry.num_callers:
-            work.outcome.set_exception(error)
+    async def _wake_all(self) -> None:
+        async with self._changed:
+            self._changed.notify_all()
 
     def _resolve(self, work: _Work[ItemT, ResultT], outcome: Outcome[ResultT]) -> None:
         is_failure = isinstance(outcome.result, Exception)

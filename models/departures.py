@@ -56,13 +56,18 @@ class _Call:
         if self._lookout is not None:
             return await asyncio.shield(self._lookout)
         message = await self._receive()
-        if message["type"] == "http.request" and not message.get("more_body", False):
+        if message["type"] == "http.disconnect":  # within the body
+            self.has_left = not self._has_begun
+            if self.has_left:
+                raise asyncio.CancelledError
+        elif not message.get("more_body", False):
             self._lookout = asyncio.create_task(self._look_out(task))
         return message
 
     async def send(self, message: Message) -> None:
-        self._has_begun = True
-        await self._send(message)
+        if not self.has_left:  # else nobody reads what the application says to its own end
+            self._has_begun = True
+            await self._send(message)
 
     def end(self) -> None:
         if self._lookout is not None:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import bentoml
 import numpy as np
+from bentoml.exceptions import ServiceUnavailable
 from bentoml.validators import ContentType
 
 from models import checkpoints
@@ -122,10 +123,16 @@ def make_runner(model: Model, tag: bentoml.Tag, options: RunnerOptions) -> bento
 
         @bentoml.api
         async def status(self) -> dict[str, Any]:
-            """What runs here: tag, devices, precision and why, and the batcher's counters."""
+            """What runs here: tag, devices, precision and why, and the batcher's counters.
+
+            Raises:
+                ServiceUnavailable: no device is left.
+            """
             engine = self.engines[0]
             statistics = asdict(self.batcher.statistics)
             per_device = statistics.pop("devices")
+            if all(device["is_lost"] for device in per_device):
+                raise ServiceUnavailable("no device is left")
             return {
                 "tag": str(tag),
                 "devices": [str(engine.device) for engine in self.engines],

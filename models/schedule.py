@@ -31,6 +31,7 @@ class Entry(Generic[ItemT]):
     due: float
     num_callers: int = 1
     is_waiting: bool = field(default=False, init=False)
+    ticket: int | None = field(default=None, init=False)  # what is due at the same time goes in this order
 
 
 class Schedule(Generic[ItemT]):
@@ -38,7 +39,7 @@ class Schedule(Generic[ItemT]):
 
     def __init__(self) -> None:
         self._heap: list[tuple[float, int, Entry[ItemT]]] = []
-        self._tickets = itertools.count()  # what is due at the same time goes in order of arrival
+        self._tickets = itertools.count()
         self.cost = 0
         self.size = 0
 
@@ -47,14 +48,15 @@ class Schedule(Generic[ItemT]):
         entry.is_waiting = True
         self.cost += entry.cost
         self.size += 1
-        heapq.heappush(self._heap, (entry.due, next(self._tickets), entry))
+        self._place(entry)
 
     def join(self, entry: Entry[ItemT], due: float) -> None:
         """One more caller for an entry, which goes as early as the most urgent of them wants."""
         entry.num_callers += 1
-        if entry.is_waiting and due < entry.due:
+        if due < entry.due:
             entry.due = due
-            heapq.heappush(self._heap, (due, next(self._tickets), entry))
+            if entry.is_waiting:
+                self._place(entry)
 
     def leave(self, entry: Entry[ItemT]) -> bool:
         """One caller less. Whether the entry has left the queue with the last of them."""
@@ -89,6 +91,11 @@ class Schedule(Generic[ItemT]):
     def take_all(self) -> list[Entry[ItemT]]:
         """Everything that waits, in order."""
         return self.pick(budget=self.cost, max_items=self.size)
+
+    def _place(self, entry: Entry[ItemT]) -> None:
+        if entry.ticket is None:
+            entry.ticket = next(self._tickets)
+        heapq.heappush(self._heap, (entry.due, entry.ticket, entry))
 
     def _take(self, entry: Entry[ItemT]) -> None:
         entry.is_waiting = False

@@ -52,10 +52,10 @@ class Admission:
     async def _read_within_limit(self, scope: Scope, receive: Receive, send: Send) -> None:
         too_large = BodyTooLarge(f"the body is over {self._max_body_bytes / 1e6:g} MB")
         announced = Headers(scope=scope).get("content-length", "0")
-        if announced.isdigit() and int(announced) > self._max_body_bytes:
+        if announced.isdecimal() and int(announced) > self._max_body_bytes:
             await reply_to(too_large)(scope, receive, send)
             return
-        num_bytes = 0
+        num_bytes, has_begun = 0, False
 
         async def count() -> Message:
             nonlocal num_bytes
@@ -66,7 +66,11 @@ class Admission:
             return message
 
         async def pass_on(message: Message) -> None:
-            if num_bytes <= self._max_body_bytes:  # else whoever read the body explains it in words of his own
+            nonlocal has_begun
+            if (
+                has_begun or num_bytes <= self._max_body_bytes
+            ):  # else whoever read the body explains it his own way
+                has_begun = True
                 await send(message)
 
         try:
@@ -74,5 +78,5 @@ class Admission:
         except Exception:
             if num_bytes <= self._max_body_bytes:
                 raise
-        if num_bytes > self._max_body_bytes:
+        if num_bytes > self._max_body_bytes and not has_begun:
             await reply_to(too_large)(scope, receive, send)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import logging
 import struct
@@ -102,7 +103,8 @@ class Cache:
         values: list[Any] | None = None
         if keys and not self._is_away():
             try:
-                values = await self.client.mget(keys)
+                # Shielded: redis-py, by asyncio.wait_for of Python 3.11, forgets a cancellation while it sends
+                values = await asyncio.shield(self.client.mget(keys))
                 self._retry_after_s = RETRY_AFTER_S[0]
             except REDIS_ERRORS as error:
                 self._note(error)
@@ -202,6 +204,7 @@ class Cache:
 
     def _note(self, error: Exception) -> None:
         self.num_errors += 1
-        self._away_until = time.monotonic() + self._retry_after_s
-        self._retry_after_s = min(2 * self._retry_after_s, RETRY_AFTER_S[1])
+        if not self._is_away():  # requests that waited together have met one failure
+            self._away_until = time.monotonic() + self._retry_after_s
+            self._retry_after_s = min(2 * self._retry_after_s, RETRY_AFTER_S[1])
         logger.warning("Redis failed (%s: %s); going on without the cache", type(error).__name__, error)

@@ -26,6 +26,8 @@ COMPUTE_REQUEST: dict[str, Any] = {
     "ids": ["P0CG48", "mine"],
     "pooled": False,
     "dtype": "float16",
+    "max_length": 1022,
+    "on_too_long": "window",
 }
 COMPUTE_RESPONSE: dict[str, Any] = {
     "sequences": [UBIQUITIN, "MKTAYIAKQRQISFVKSHU"],

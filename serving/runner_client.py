@@ -29,6 +29,9 @@ CONNECT_TIMEOUT_S = 5.0
 MAX_ATTEMPTS = 3  # a call that the runner died of so often is held to be the cause
 RESTART_S = 180.0  # that a call waits for a runner which is being started anew
 POLL_EVERY_S = 0.1
+BLINK_S = (
+    0.5  # within which a runner is back that has only closed an idle connection; a new request waits no longer
+)
 
 
 class _Lost(Exception):
@@ -67,8 +70,8 @@ class RunnerClient:
             DeadlineExceeded: it took too long.
             InferenceFailed: it failed as a whole; a sequence that fails alone is in the reply.
         """
-        if self._return is not None and not terms.is_admitted:
-            raise RunnerUnavailable(f"{self._name} is being started anew")
+        if not terms.is_admitted:
+            await self._wait_for_return(terms, BLINK_S)
         arguments = {
             "sequences": sequences,
             "pooled": pooled,
@@ -77,10 +80,8 @@ class RunnerClient:
             "is_admitted": terms.is_admitted,
         }
         for _ in range(MAX_ATTEMPTS):
-            await self._wait_for_return()
-            left_s = min(self._timeout_s, terms.deadline - asyncio.get_running_loop().time())
-            if left_s <= 0:
-                raise DeadlineExceeded(f"no time was left for {self._name}")
+            await self._wait_for_return(terms, RESTART_S)
+            left_s = min(self._timeout_s, self._left_s(terms))
             try:
                 return decode_reply(await self._call("embed", left_s, arguments | {"timeout_s": left_s}))
             except QueueFull as error:
@@ -113,12 +114,21 @@ class RunnerClient:
         for session in self._sessions.values():
             await session.close()
 
-    async def _wait_for_return(self) -> None:
-        if self._return is not None:
-            try:
-                await asyncio.wait_for(asyncio.shield(self._return), RESTART_S)
-            except TimeoutError:
-                raise RunnerUnavailable(f"{self._name} is not back after {RESTART_S:g} s") from None
+    def _left_s(self, terms: Terms) -> float:
+        left_s = terms.deadline - asyncio.get_running_loop().time()
+        if left_s <= 0:
+            raise DeadlineExceeded(f"no time was left for {self._name}")
+        return left_s
+
+    async def _wait_for_return(self, terms: Terms, patience_s: float) -> None:
+        if self._return is None:
+            return
+        try:
+            async with asyncio.timeout(min(patience_s, self._left_s(terms))):
+                await asyncio.shield(self._return)
+        except TimeoutError:
+            self._left_s(terms)
+            raise RunnerUnavailable(f"{self._name} is not back after {patience_s:g} s") from None
 
     async def _poll(self) -> None:
         """Until the runner answers again."""

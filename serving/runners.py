@@ -73,7 +73,8 @@ class ServedModel:
             RunnerUnavailable: it does not answer in time.
         """
         try:
-            return await asyncio.wait_for(self.runner.status(), STATUS_TIMEOUT_S)
+            async with asyncio.timeout(STATUS_TIMEOUT_S):
+                return await self.runner.status()
         except (TimeoutError, DeadlineExceeded, InferenceFailed) as error:
             raise RunnerUnavailable(f"{self.model.runner} does not answer") from error
 

@@ -134,7 +134,8 @@ async def _ask_runner(served: ServedModel) -> dict[str, Any]:
 async def _ask_cache(gateway: Gateway) -> tuple[dict[str, Any], dict[str, Any]]:
     errors = gateway.cache.num_errors
     try:
-        found = await asyncio.wait_for(gateway.cache.statistics(), CACHE_TIMEOUT_S)
+        async with asyncio.timeout(CACHE_TIMEOUT_S):
+            found = await gateway.cache.statistics()
     except (*REDIS_ERRORS, TimeoutError) as error:
         reason = f"{type(error).__name__}: {error}"
         return {"connected": False, "responsive": False, "reason": reason, "errors": errors}, {}

@@ -213,20 +213,6 @@ async def test_with_the_last_device_everyone_is_told_and_nobody_is_let_in() -> N
 
 
 @simulated
-async def test_everyone_is_told_before_the_end_is() -> None:
-    answered: list[str] = []
-
-    async def note(batcher: Numbers) -> None:
-        with pytest.raises(NoDevice):
-            await ask(batcher, 10)
-        answered.append("caller")
-
-    async with working(Worker(trouble=lost), on_last_loss=lambda: answered.append("end")) as batcher:
-        await note(batcher)
-    assert sorted(answered) == ["caller", "end"]
-
-
-@simulated
 async def test_a_device_that_is_lost_while_another_lives_is_not_the_last() -> None:
     told: list[float] = []
     bad, good = Worker(trouble=lost), Worker()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from models.batcher import RATE_MEMORY
 from models.schedule import DELAYS_S
 from tests.models.devices import Numbers
 from tests.models.simulation import Answer, Worker, ask, asked, now, simulated, until, working
@@ -159,7 +158,7 @@ async def test_the_rate_is_that_of_the_latest_batches() -> None:
         worker.rate = 4
         await until(30)
         await ask(batcher, 8)
-        assert batcher.statistics.devices[0].cost_per_s == pytest.approx(RATE_MEMORY * 2 + (1 - RATE_MEMORY) * 4)
+        assert batcher.statistics.devices[0].cost_per_s == pytest.approx((8 + 8) / (4 + 2))
         for item in range(50):
             await ask(batcher, 1 + item)
         assert batcher.statistics.devices[0].cost_per_s == pytest.approx(4, rel=1e-6)
@@ -174,9 +173,7 @@ async def test_batches_side_by_side_are_one_rate() -> None:
         await until(3)
         assert batcher.statistics.devices[0].cost_per_s == 1
         await asking
-        rates = [2 / 2, 4 / (4 - 2)]
-        expected = RATE_MEMORY * rates[0] + (1 - RATE_MEMORY) * rates[1]
-        assert batcher.statistics.devices[0].cost_per_s == pytest.approx(expected)
+        assert batcher.statistics.devices[0].cost_per_s == pytest.approx((2 + 4) / 4)
 
 
 @simulated

@@ -190,16 +190,45 @@ async def test_who_stops_waiting_for_the_departure_may_wait_again() -> None:
     assert heard == [LEFT]
 
 
-async def test_who_leaves_within_the_body_is_told_of_as_before() -> None:
+async def test_who_leaves_within_the_body_ends_the_work() -> None:
+    ending = Ending()
+
+    async def app(scope: Message, receive: Receive, send: Send) -> None:
+        await receive()
+        with ending:
+            await receive()
+
+    async with served(app, Client(body(b"mk", more=True), LEFT)) as call:
+        await call
+    assert ending.was_cancelled
+
+
+async def test_who_leaves_within_the_body_behind_the_start_of_the_reply_does_not() -> None:
     heard: list[Message] = []
 
     async def app(scope: Message, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
         heard.extend([await receive(), await receive()])
 
-    client = Client(body(b"mk", more=True), LEFT)
-    async with served(app, client) as call:
+    async with served(app, Client(body(b"mk", more=True), LEFT)) as call:
         await call
     assert heard == [body(b"mk", more=True), LEFT]
+
+
+async def test_nothing_but_a_departure_ends_the_work() -> None:
+    ending, odd = Ending(), {"type": "http.odd"}
+    heard: list[Message] = []
+
+    async def app(scope: Message, receive: Receive, send: Send) -> None:
+        await read(receive)
+        with ending:
+            await settle()
+            heard.append(await receive())
+
+    async with served(app, Client(body(b"mkv"), odd)) as call:
+        await call
+    assert not ending.was_cancelled
+    assert heard == [odd]
 
 
 async def test_the_look_out_begins_where_the_body_ends() -> None:

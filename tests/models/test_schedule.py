@@ -70,6 +70,16 @@ def test_an_entry_leaves_with_the_last_of_its_callers() -> None:
     assert picked(schedule) == "b"
 
 
+def test_who_stays_goes_in_order_when_most_have_left() -> None:
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    shuffled = [letters[7 * number % 26] for number in range(26)]
+    schedule, entries = filled(*((letter, 1, letters.index(letter)) for letter in shuffled))
+    for entry in entries:
+        if entry.item not in "bdjkqxyz":
+            assert schedule.leave(entry)
+    assert picked(schedule) == "bdjkqxyz"
+
+
 def test_what_a_device_holds_does_not_leave() -> None:
     schedule, (a,) = filled(("a", 2, 1))
     picked(schedule)

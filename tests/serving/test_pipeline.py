@@ -264,11 +264,6 @@ async def test_a_runner_that_came_back_with_another_precision_does_not_mix_the_c
         assert report.cached == [is_cached]
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="asyncio.wait_for of Python 3.11 (in ServedModel.status, in redis-py) drops a cancellation that comes "
-    "together with the result: a deadline that is over at the start is never noticed",
-)
 @pytest.mark.parametrize("is_described", [True, False])
 async def test_a_request_whose_time_is_over_reaches_no_runner(
     pipeline: Pipeline, served: ServedModel, runner: CountingRunner, is_described: bool
@@ -278,6 +273,25 @@ async def test_a_request_whose_time_is_over_reaches_no_runner(
     with pytest.raises(DeadlineExceeded):
         await run(pipeline, served, "MKTAY", terms=within(-1))
     assert runner.calls == []
+
+
+async def test_a_request_that_is_cancelled_ends_whenever_that_comes(
+    pipeline: Pipeline, served: ServedModel, runner: CountingRunner
+) -> None:
+    await served.describe()
+    runner.gate.clear()
+    deaf: list[int] = []
+    for num_steps in range(20):
+        request = asyncio.create_task(run(pipeline, served, "MKTAY"))
+        for _ in range(num_steps):
+            await asyncio.sleep(0)
+        request.cancel()
+        await asyncio.wait({request}, timeout=0.5)
+        if not request.done():
+            deaf.append(num_steps)
+            request.cancel()
+            await asyncio.wait({request})
+    assert deaf == []
 
 
 async def test_calls_have_the_requests_terms_and_only_the_first_can_be_refused(
