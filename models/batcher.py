@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from models.failures import DeviceLost, NoDevice, OutOfMemory, QueueFull
-from models.schedule import DELAYS_S, Entry, Priority, Schedule
+from models.schedule import DELAYS_S, STRETCH, Entry, Priority, Schedule
 
 logger = logging.getLogger(__name__)
 
@@ -223,7 +223,7 @@ class Batcher(Generic[ItemT, ResultT]):
         self._threads.shutdown()
 
     def _enter_all(self, items: Sequence[ItemT], priority: Priority) -> list[_Work[ItemT, ResultT]]:
-        """Each item is due when the devices would have it done if they had this call alone.
+        """Each item is due after STRETCH times what the devices need for the call up to there.
 
         So a small call goes before what a large one has just put in, and after what it put in long ago.
         """
@@ -234,7 +234,7 @@ class Batcher(Generic[ItemT, ResultT]):
         for item in items:
             cost = self._cost(item)
             ahead += cost
-            due = now + DELAYS_S[priority] + (ahead / rate if rate else 0.0)
+            due = now + DELAYS_S[priority] + (STRETCH * ahead / rate if rate else 0.0)
             work = self._works.get(item)
             if work is not None:
                 self._statistics.num_joined += 1

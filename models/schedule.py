@@ -13,6 +13,10 @@ from typing import Generic, Literal, TypeVar
 
 ItemT = TypeVar("ItemT")
 
+# How many times slower than alone a call may be before it goes first. Due times of this kind, in order, keep the
+# largest slowdown small: Bender et al. 1998, Flow and stretch metrics
+STRETCH = 10.0
+
 Priority = Literal["interactive", "bulk"]
 # Seconds by which an item is due after it came: bulk work goes behind what is urgent, for so long and no longer
 DELAYS_S: dict[Priority, float] = {"interactive": 0.0, "bulk": 10.0}

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -13,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 
 import httpx
+import psutil
 
 ROOT = Path(__file__).parents[1]
 START_TIMEOUT_S = 180.0
@@ -72,12 +73,17 @@ class LocalService:
     def stop(self) -> int:
         """Ends the service as an operator would, with SIGTERM. Returns its exit status."""
         assert self.process is not None
+        family: list[psutil.Process] = []
         if self.process.poll() is None:
+            family = psutil.Process(self.process.pid).children(recursive=True)
             self.process.terminate()
         try:
             return self.process.wait(STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:
-            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.kill()
+            for member in family:  # BentoML's workers are in process groups of their own
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    member.kill()
             return self.process.wait()
 
     def _wait_until_ready(self) -> None:

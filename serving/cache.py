@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import redis
 import redis.asyncio
 from isal import igzip_lib, isal_zlib
 
@@ -80,6 +81,26 @@ def decode(value: bytes) -> np.ndarray | None:
         return None
 
 
+class _Pause:
+    """Redis is left alone for a while after it failed, for longer each time until it works again."""
+
+    def __init__(self) -> None:
+        self._until = 0.0
+        self._next_s = RETRY_AFTER_S[0]
+
+    @property
+    def is_on(self) -> bool:
+        return time.monotonic() < self._until
+
+    def begin(self) -> None:
+        if not self.is_on:  # requests that waited together have met one failure
+            self._until = time.monotonic() + self._next_s
+            self._next_s = min(2 * self._next_s, RETRY_AFTER_S[1])
+
+    def reset(self) -> None:
+        self._next_s = RETRY_AFTER_S[0]
+
+
 class Cache:
     """Look-ups and writes in bulk. While Redis is down every look-up is a miss and every write is dropped.
 
@@ -95,17 +116,17 @@ class Cache:
         self._ttl_s = int(ttl_s)
         self._level = level
         self._uncounted = {"hits": 0, "misses": 0}
-        self._away_until = 0.0
-        self._retry_after_s = RETRY_AFTER_S[0]
+        self._away = _Pause()
+        self._full = _Pause()  # it takes no writes, while look-ups go on
 
     async def get_many(self, keys: Sequence[str]) -> list[np.ndarray | None]:
         """One MGET; None for each key that is not there."""
         values: list[Any] | None = None
-        if keys and not self._is_away():
+        if keys and not self._away.is_on:
             try:
                 # Shielded: redis-py, by asyncio.wait_for of Python 3.11, forgets a cancellation while it sends
                 values = await asyncio.shield(self.client.mget(keys))
-                self._retry_after_s = RETRY_AFTER_S[0]
+                self._away.reset()
             except REDIS_ERRORS as error:
                 self._note(error)
         if values is None:
@@ -117,7 +138,7 @@ class Cache:
 
     async def put_many(self, embeddings: Mapping[str, np.ndarray]) -> None:
         """One pipelined write."""
-        if not embeddings or self._is_away():
+        if not embeddings or self._away.is_on or self._full.is_on:
             return
         values = await run_to_its_end(
             lambda: {key: encode(embedding, self._level) for key, embedding in embeddings.items()},
@@ -128,6 +149,7 @@ class Cache:
             pipeline.set(key, value, ex=self._ttl_s)
         try:
             await pipeline.execute()
+            self._full.reset()
         except REDIS_ERRORS as error:
             self._note(error)
 
@@ -139,7 +161,7 @@ class Cache:
     async def write_counts(self) -> None:
         """What was counted since the last time goes to Redis; where Redis is away, it is kept for later."""
         counts = {name: count for name, count in self._uncounted.items() if count}
-        if not counts or self._is_away():
+        if not counts or self._away.is_on or self._full.is_on:
             return
         self._uncounted = {"hits": 0, "misses": 0}
         pipeline = self.client.pipeline(transaction=False)
@@ -199,12 +221,8 @@ class Cache:
             "version": info["redis_version"],
         }
 
-    def _is_away(self) -> bool:
-        return time.monotonic() < self._away_until
-
     def _note(self, error: Exception) -> None:
+        """What Redis refuses (it is full, say) concerns writes alone; else it does not answer at all."""
         self.num_errors += 1
-        if not self._is_away():  # requests that waited together have met one failure
-            self._away_until = time.monotonic() + self._retry_after_s
-            self._retry_after_s = min(2 * self._retry_after_s, RETRY_AFTER_S[1])
+        (self._full if isinstance(error, redis.ResponseError) else self._away).begin()
         logger.warning("Redis failed (%s: %s); going on without the cache", type(error).__name__, error)

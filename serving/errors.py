@@ -91,7 +91,7 @@ class ExpiredOutput(ServiceError):
 
 class RunnerUnavailable(ServiceError):
     title = "Runner unavailable"
-    retry_after_s = 5.0  # a small model is loaded within that
+    retry_after_s = 15.0  # BentoML looks after its processes every 10 seconds, and then loads the model
 
 
 class StoreUnavailable(ServiceError):

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import pytest
 
+from models import batcher as batcher_module
 from models.schedule import DELAYS_S
 from tests.models.devices import Numbers
 from tests.models.simulation import Answer, Worker, ask, asked, now, simulated, until, working
+
+
+@pytest.fixture(autouse=True)
+def _in_ones_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An item is due when its call alone would be done."""
+    monkeypatch.setattr(batcher_module, "STRETCH", 1.0)
 
 
 async def all_of(*asking: Answer) -> None:
@@ -40,6 +47,20 @@ async def test_a_small_call_goes_before_what_a_large_one_has_just_put_in() -> No
         await until(start + 2)
         await all_of(large, await asked(batcher, 3))
     assert worker.batches[1:] == [[10], [3], [11], [12], [13]]
+
+
+@simulated
+async def test_large_calls_that_share_a_device_are_not_late_for_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is twice as slow as alone, which is less than what makes it urgent."""
+    monkeypatch.setattr(batcher_module, "STRETCH", 4.0)
+    worker = Worker()
+    async with working(worker) as batcher:
+        start = await warm_up(batcher)
+        one = await asked(batcher, 10, 11, 12)  # due at 40, 84, 132
+        other = await asked(batcher, 13, 14, 15)  # due at 52, 108, 168
+        await until(start + 50)
+        await all_of(one, other, await asked(batcher, 3))  # due at 62; 12 has begun at 48
+    assert worker.batches[1:] == [[10], [13], [11], [14], [12], [3], [15]]
 
 
 @simulated

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from models.batcher import MAX_LOSSES, Batcher, Limits, Outcome
 from models.failures import DeviceLost, NoDevice, OutOfMemory, QueueFull
-from models.schedule import DELAYS_S, Priority
+from models.schedule import DELAYS_S, STRETCH, Priority
 from tests.models.devices import Numbers
 from tests.models.simulation import Batch, SimulatedLoop, Worker, ask, now, simulate, until
 
@@ -298,8 +298,8 @@ def fair(draw: st.DrawFn) -> Fair:
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(fair())
 def test_nothing_waits_longer_than_for_what_was_due_before_it(scenario: Fair) -> None:
-    """An item is due when its call alone would be done, bulk `DELAYS_S` later. At that time a batch may run, and
-    what was due before may wait; nothing else can come before it.
+    """An item is due after `STRETCH` times what its call alone would take, bulk `DELAYS_S` later. At that time a
+    batch may run, and what was due before may wait; nothing else can come before it.
     """
     worker = Worker()
     due: dict[int, float] = {}
@@ -307,7 +307,7 @@ def test_nothing_waits_longer_than_for_what_was_due_before_it(scenario: Fair) ->
     async def follow(batcher: Numbers, call: Call, at: float) -> None:
         await until(at)
         for item, ahead in zip(call.items, itertools.accumulate(call.items), strict=True):
-            due[item] = at + DELAYS_S[call.priority] + ahead
+            due[item] = at + DELAYS_S[call.priority] + STRETCH * ahead
         await ask(batcher, *call.items, priority=call.priority)
 
     async def play() -> None:

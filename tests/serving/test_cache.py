@@ -118,7 +118,25 @@ async def test_what_is_counted_while_redis_is_away_is_written_when_it_is_back(
     for _ in range(2):  # Redis fails, then is left alone
         await cache.write_counts()
     assert cache.num_errors == 1
-    cache.client, cache._away_until = client, 0.0
+    cache.client, cache._away = client, type(cache._away)()
     cache.count(hits=1, misses=0)
     found = await cache.statistics()
     assert (found["cache_hits"], found["cache_misses"]) == (3, 5)
+
+
+async def test_a_full_redis_still_hands_out_what_it_has(client: redis.asyncio.Redis) -> None:
+    cache = Cache(client, 60, 6)
+    await cache.put_many({"a": vector(1)})
+    kept = {**await client.config_get("maxmemory"), **await client.config_get("maxmemory-policy")}
+    await client.config_set("maxmemory-policy", "noeviction")
+    await client.config_set("maxmemory", 1)
+    try:
+        for _ in range(3):
+            await cache.put_many({"b": vector(2)})
+            found = await cache.get_many(["a", "b"])
+            assert found[0] is not None
+            assert found[1] is None
+        assert cache.num_errors == 1, "writes are left alone for a moment after one was refused"
+    finally:
+        for name, value in kept.items():
+            await client.config_set(name, str(value))

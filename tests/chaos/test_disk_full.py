@@ -1,0 +1,50 @@
+"""The outputs cannot be written any more, as on a full disk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import psutil
+import pytest
+
+from tests.chaos.running import GATEWAY, Running, arrays_of, assert_same, proteins
+
+pytestmark = [
+    pytest.mark.chaos,
+    pytest.mark.skipif(not hasattr(psutil, "RLIMIT_FSIZE"), reason="limits of a running process: Linux alone"),
+]
+
+MARGIN_BYTES = 500_000  # beyond the log, which the workers write too
+
+
+@contextmanager
+def files_limited(workers: list[psutil.Process], size_bytes: int) -> Iterator[None]:
+    """The kernel refuses the workers every byte of a file behind that size (EFBIG)."""
+    limits = [worker.rlimit(psutil.RLIMIT_FSIZE) for worker in workers]
+    for worker, (_, hard) in zip(workers, limits, strict=True):
+        worker.rlimit(psutil.RLIMIT_FSIZE, (size_bytes, hard))
+    try:
+        yield
+    finally:
+        for worker, limit in zip(workers, limits, strict=True):
+            worker.rlimit(psutil.RLIMIT_FSIZE, limit)
+
+
+def test_a_large_reply_is_refused_with_the_reason_and_small_ones_go_on(shared: Running) -> None:
+    large, small = proteins(4, seed=40, length=1000), proteins(2, seed=41, length=100)
+    limit = shared.service.log.stat().st_size + MARGIN_BYTES
+    assert limit < 4 * 1000 * 320 * 4 * 0.9, "the npz has to be larger than that; it deflates by a tenth at most"
+    expected = shared.embed(small)
+    with files_limited(shared.workers(GATEWAY), limit):
+        for worker in shared.workers(GATEWAY):
+            with shared.connected_to(worker) as http:
+                for accept in ("application/json", "application/x-npz"):
+                    http.headers["accept"] = accept
+                    refused = shared.post(large, http, pooled=False)
+                    assert (refused.status_code, refused.json()["error"]) == (503, "Store unavailable")
+                    assert "File too large" in refused.json()["detail"]
+                    assert list(shared.outputs.iterdir()) == []
+                assert_same(arrays_of(shared.post(small, http)), expected)
+    rows = arrays_of(shared.post(large, pooled=False))
+    assert [row.shape for row in rows] == [(1000, 320)] * 4
