@@ -158,7 +158,7 @@ class Batcher(Generic[ItemT, ResultT]):
         self._works: dict[ItemT, _Work[ItemT, ResultT]] = {}  # what may be joined
         self._statistics = Statistics([DeviceStatistics(limits.budget) for _ in devices])
         self._paces = [_Pace() for _ in devices]
-        self._changed = asyncio.Condition()
+        self._changed = asyncio.Event()  # set when a device that waits has reason to look again
         self._threads = ThreadPoolExecutor(len(devices) * num_callers, thread_name_prefix="device")
         self._loops: list[asyncio.Task[None]] = []
         self._last_loss = "no device is lost"
@@ -196,7 +196,6 @@ class Batcher(Generic[ItemT, ResultT]):
         works = self._enter_all(items, priority)
         try:
             async with asyncio.timeout(timeout_s):
-                await self._wake_all()
                 return list(await asyncio.gather(*(asyncio.shield(work.outcome) for work in works)))
         except TimeoutError:
             self._statistics.num_expired_calls += 1
@@ -218,7 +217,7 @@ class Batcher(Generic[ItemT, ResultT]):
         self._is_closed = True
         for entry in self._schedule.take_all():
             self._resolve(self._works[entry.item], Outcome(RuntimeError(CLOSED)))
-        await self._wake_all()
+        self._changed.set()
         await asyncio.gather(*self._loops)
         self._threads.shutdown()
 
@@ -244,6 +243,7 @@ class Batcher(Generic[ItemT, ResultT]):
                 self._works[item] = work
                 self._schedule.put(work.entry)
             works.append(work)
+        self._changed.set()
         return works
 
     def _leave(self, work: _Work[ItemT, ResultT]) -> None:
@@ -258,32 +258,28 @@ class Batcher(Generic[ItemT, ResultT]):
     async def _drain(self, number: int) -> None:
         device = self._statistics.devices[number]
         while not self._is_closed and not device.is_lost:
-            async with self._changed:
-                await self._changed.wait_for(lambda: self._schedule.size or self._is_closed or device.is_lost)
-                await self._wait_for_company(device)
-            if device.is_lost:
-                return
-            entries = self._schedule.pick(device.budget, self.limits.max_items)
-            if entries:  # else another device was faster, or there is no more to come
+            if not self._schedule.size or self._waits_for_company(device):
+                await self._look_again()
+            else:
+                entries = self._schedule.pick(device.budget, self.limits.max_items)
                 await self._run(number, [self._works[entry.item] for entry in entries])
 
-    async def _wait_for_company(self, device: DeviceStatistics) -> None:
-        """Until a batch is full, or its first item has waited for long enough; not at all by default."""
+    def _waits_for_company(self, device: DeviceStatistics) -> bool:
+        """Whether the batch is not full, and its first item has not waited for long enough; never by default."""
         first = self._schedule.first()
-        if not self.limits.max_wait_s or first is None:
-            return
-        try:
-            async with asyncio.timeout_at(first.arrived + self.limits.max_wait_s):
-                await self._changed.wait_for(
-                    lambda: (
-                        self._is_closed
-                        or device.is_lost
-                        or self._schedule.cost >= device.budget
-                        or self._schedule.size >= self.limits.max_items
-                    )
-                )
-        except TimeoutError:
-            pass
+        assert first is not None
+        if self._schedule.cost >= device.budget or self._schedule.size >= self.limits.max_items:
+            return False
+        loop = asyncio.get_running_loop()
+        full_at = first.arrived + self.limits.max_wait_s
+        if loop.time() >= full_at:
+            return False
+        loop.call_at(full_at, self._changed.set)
+        return True
+
+    async def _look_again(self) -> None:
+        self._changed.clear()
+        await self._changed.wait()
 
     async def _run(self, number: int, batch: list[_Work[ItemT, ResultT]]) -> None:
         device, loop = self._statistics.devices[number], asyncio.get_running_loop()
@@ -298,12 +294,10 @@ class Batcher(Generic[ItemT, ResultT]):
             assert len(results) == len(batch), "a device owes one result an item"
         except DeviceLost as error:
             self._set_aside(number, batch, error)
-            await self._wake_all()
             return
         except OutOfMemory as error:
             if len(batch) > 1:
                 self._cut(number, batch, cost, error)
-                await self._wake_all()
                 return
             results = [error]
         except Exception as error:
@@ -358,10 +352,7 @@ class Batcher(Generic[ItemT, ResultT]):
                 self._resolve(work, Outcome(RuntimeError(CLOSED)))
             else:
                 self._schedule.put(work.entry)
-
-    async def _wake_all(self) -> None:
-        async with self._changed:
-            self._changed.notify_all()
+        self._changed.set()
 
     def _resolve(self, work: _Work[ItemT, ResultT], outcome: Outcome[ResultT]) -> None:
         is_failure = isinstance(outcome.result, Exception)

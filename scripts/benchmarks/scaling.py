@@ -50,7 +50,7 @@ class LossRun:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="esm2_t33_650M", help="whose costs are taken; needs no weights")
     parser.add_argument("--fasta", type=Path, help="default: a seeded sample with Swiss-Prot's distribution")
-    parser.add_argument("--num", type=int, default=2000, help="sequences (default: 2000)")
+    parser.add_argument("--num", type=int, default=4000, help="sequences (default: 4000)")
     parser.add_argument("--per-request", type=int, default=8, help="sequences of a call (default: 8)")
     parser.add_argument("--max-length", type=int, default=5000, help="longer ones are left out (default: 5000)")
     parser.add_argument("--budget", type=int, default=4096, help="cost of a batch at most (default: 4096)")

@@ -139,4 +139,4 @@ async def test_a_full_redis_still_hands_out_what_it_has(client: redis.asyncio.Re
         assert cache.num_errors == 1, "writes are left alone for a moment after one was refused"
     finally:
         for name, value in kept.items():
-            await client.config_set(name, str(value))
+            await client.config_set(str(name), str(value))
