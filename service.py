@@ -8,7 +8,9 @@ it is built (models/runner.py); a request's way is in serving/.
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from http import HTTPStatus
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -84,6 +86,15 @@ class ClientError(BentoMLException):
         super().__init__(str(error), error_code=HTTPStatus(errors.status_of(error)))
 
 
+@contextlib.contextmanager
+def telling_clients() -> Iterator[None]:
+    """Errors of ours as BentoML's."""
+    try:
+        yield
+    except (errors.ServiceError, UnknownModel) as error:
+        raise ClientError(error) from error
+
+
 class _Gateway:
     """Answers HTTP: the REST routes of serving/app.py, and methods for BentoML's own clients."""
 
@@ -126,7 +137,8 @@ class _Gateway:
         """Pooled embeddings, (B, D) float32."""
         sink = MemorySink()
         wanted = ComputeOptions(dtype="float32", max_length=max_length, on_too_long=on_too_long)
-        await self._embed(sequences, model, wanted, sink, context)
+        with telling_clients():
+            await self._embed(sequences, model, wanted, sink, context)
         return np.stack([sink.embeddings[index] for index in range(len(sequences))])
 
     @bentoml.api
@@ -143,9 +155,10 @@ class _Gateway:
         path = Path(context.temp_dir) / "embeddings.npz"
         ids = [default_id(index) for index in range(len(sequences))]
         wanted = ComputeOptions(pooled=False, dtype=dtype, max_length=max_length, on_too_long=on_too_long)
-        async with writing(path) as writer:
-            manifest = await self._embed(sequences, model, wanted, writer, context)
-            await run_to_its_end(lambda: writer.finish(ids, manifest))
+        with telling_clients():
+            async with writing(path) as writer:
+                manifest = await self._embed(sequences, model, wanted, writer, context)
+                await run_to_its_end(lambda: writer.finish(ids, manifest))
         return path
 
     async def _embed(
@@ -158,15 +171,12 @@ class _Gateway:
     ) -> dict[str, Any]:
         """As the REST route does it, but all or nothing: these clients' replies have no room for parts."""
         records = [Record(default_id(index), sequence) for index, sequence in enumerate(sequences)]
-        try:
-            served, terms = self.gateway.find(model), self.gateway.terms(context.request.headers)
-            proteins, options = self.gateway.prepare(served, records, wanted)
-            report = await self.gateway.pipeline.embed(served, proteins, options, sink, terms)
-            if report.errors:
-                index, reason = next(iter(report.errors.items()))
-                raise errors.InferenceFailed(f"sequence {index}: {reason}")
-        except (errors.ServiceError, UnknownModel) as error:
-            raise ClientError(error) from error
+        served, terms = self.gateway.find(model), self.gateway.terms(context.request.headers)
+        proteins, options = self.gateway.prepare(served, records, wanted)
+        report = await self.gateway.pipeline.embed(served, proteins, options, sink, terms)
+        if report.errors:
+            index, reason = next(iter(report.errors.items()))
+            raise errors.InferenceFailed(f"sequence {index}: {reason}")
         return describe(served, proteins, options, report)
 
 

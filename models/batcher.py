@@ -7,6 +7,7 @@ decided in models/schedule.py.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
 import sys
@@ -97,6 +98,7 @@ class _Work(Generic[ItemT, ResultT]):
     entry: Entry[ItemT]
     outcome: asyncio.Future[Outcome[ResultT]]
     num_losses: int = 0
+    was_short: bool = False  # of memory, when it ran alone
 
 
 @dataclass
@@ -115,7 +117,7 @@ class _Pace:
         self.cost += cost
         self.busy_s += now - self.since
         self.since = now
-        rate = self.cost / max(self.busy_s, 1e-9)
+        rate = self.cost / max(self.busy_s, 1e-3)  # an event loop's clock may stand still for a millisecond
         if self.busy_s > RATE_MEMORY_S:
             self.cost, self.busy_s = self.cost / 2, self.busy_s / 2
         return rate
@@ -258,28 +260,28 @@ class Batcher(Generic[ItemT, ResultT]):
     async def _drain(self, number: int) -> None:
         device = self._statistics.devices[number]
         while not self._is_closed and not device.is_lost:
-            if not self._schedule.size or self._waits_for_company(device):
-                await self._look_again()
+            full_at = self._waits_for_company_until(device) if self._schedule.size else math.inf
+            if full_at is not None:
+                await self._look_again(full_at)
             else:
                 entries = self._schedule.pick(device.budget, self.limits.max_items)
                 await self._run(number, [self._works[entry.item] for entry in entries])
 
-    def _waits_for_company(self, device: DeviceStatistics) -> bool:
-        """Whether the batch is not full, and its first item has not waited for long enough; never by default."""
+    def _waits_for_company_until(self, device: DeviceStatistics) -> float | None:
+        """When the first item of a batch that is not full has waited for long enough; None if that is now."""
         first = self._schedule.first()
         assert first is not None
         if self._schedule.cost >= device.budget or self._schedule.size >= self.limits.max_items:
-            return False
-        loop = asyncio.get_running_loop()
+            return None
         full_at = first.arrived + self.limits.max_wait_s
-        if loop.time() >= full_at:
-            return False
-        loop.call_at(full_at, self._changed.set)
-        return True
+        return full_at if asyncio.get_running_loop().time() < full_at else None
 
-    async def _look_again(self) -> None:
+    async def _look_again(self, at: float) -> None:
+        """Returns when something has changed, or at this time."""
         self._changed.clear()
-        await self._changed.wait()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout_at(None if at == math.inf else at):
+                await self._changed.wait()
 
     async def _run(self, number: int, batch: list[_Work[ItemT, ResultT]]) -> None:
         device, loop = self._statistics.devices[number], asyncio.get_running_loop()
@@ -298,6 +300,10 @@ class Batcher(Generic[ItemT, ResultT]):
         except OutOfMemory as error:
             if len(batch) > 1:
                 self._cut(number, batch, cost, error)
+                return
+            if device.inflight_batches > 1 and not batch[0].was_short:  # the other batch may have had the memory
+                batch[0].was_short = True
+                self._put_back(batch)
                 return
             results = [error]
         except Exception as error:
@@ -332,6 +338,7 @@ class Batcher(Generic[ItemT, ResultT]):
         logger.critical("device %d is lost: %s; %d are left", number, error, len(self._live()))
         for work in batch:
             work.num_losses += 1
+            work.entry.goes_alone = True  # from now on, so that it takes nobody along if it is the cause
         guilty = [work for work in batch if work.num_losses >= MAX_LOSSES and self._live()]
         for work in guilty:
             self._resolve(work, Outcome(error, number))
@@ -375,4 +382,4 @@ class Batcher(Generic[ItemT, ResultT]):
         """In how many seconds what waits now will have been worked off, by the rate of the latest batches."""
         least, most = RETRY_AFTER_S
         rate = self._cost_per_s()
-        return min(most, max(least, self._schedule.cost / rate)) if rate else most
+        return min(most, max(least, self._schedule.cost / rate)) if rate else least

@@ -35,11 +35,15 @@ class EndForWhoLeft:
         except asyncio.CancelledError:
             if not call.has_left or task.uncancel():  # cancelled by others too
                 raise
+        except Exception:
+            if not call.has_left:
+                raise
+        finally:
+            call.end()
+        if call.has_left:
             # Nobody reads it, but whoever is between the server and this waits for a reply, and logs it
             await send({"type": "http.response.start", "status": CLIENT_LEFT, "headers": []})
             await send({"type": "http.response.body", "body": b""})
-        finally:
-            call.end()
 
 
 class _Call:

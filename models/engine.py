@@ -108,7 +108,7 @@ class Engine:
         An error that is not of one item alone (a kernel's, say) is looked for by halving the batch.
 
         Raises:
-            OutOfMemory: the batch is too large for the device; one item alone gets an error as its result.
+            OutOfMemory: the batch is too large for the device.
             DeviceLost: after an error, the device does not even add two numbers.
         """
         try:
@@ -116,10 +116,10 @@ class Engine:
         except Exception as error:
             self._probe()
             if _is_out_of_memory(error):
-                if len(items) > 1:
-                    raise OutOfMemory(f"{len(items)} sequences: {error}") from error
-                reason = f"{len(items[0].sequence)} residues are more than the memory of {self.device} holds"
-                return [EmbeddingError(reason)]
+                num_residues = sum(len(item.sequence) for item in items)
+                raise OutOfMemory(
+                    f"{num_residues} residues are more than the memory of {self.device} holds"
+                ) from error
             if len(items) == 1:
                 logger.exception("%s failed on a sequence of %d", self.model.name, len(items[0].sequence))
                 reason = f"the model failed on this sequence ({type(error).__name__})"
@@ -132,6 +132,8 @@ class Engine:
         try:
             torch.ones(1, device=self.device).add_(1).item()
         except Exception as error:
+            if _is_out_of_memory(error):
+                return
             raise DeviceLost(f"{self.device} is lost: {error}") from error
 
     @torch.inference_mode()

@@ -34,6 +34,7 @@ class Entry(Generic[ItemT]):
     arrived: float
     due: float
     num_callers: int = 1
+    goes_alone: bool = False
     is_waiting: bool = field(default=False, init=False)
     ticket: int | None = field(default=None, init=False)  # what is due at the same time goes in this order
 
@@ -80,11 +81,13 @@ class Schedule(Generic[ItemT]):
         return self._heap[0][2] if self._heap else None
 
     def pick(self, budget: int, max_items: int) -> list[Entry[ItemT]]:
-        """The next entries in order, as much as the budget holds, one at least."""
+        """The next entries in order, as much as the budget holds, one at least; one that goes alone, alone."""
         batch: list[Entry[ItemT]] = []
         spent = 0
         while (entry := self.first()) is not None:
-            if batch and (spent + entry.cost > budget or len(batch) >= max_items):
+            if batch and (
+                spent + entry.cost > budget or len(batch) >= max_items or entry.goes_alone or batch[0].goes_alone
+            ):
                 break
             spent += entry.cost
             heapq.heappop(self._heap)
@@ -94,7 +97,10 @@ class Schedule(Generic[ItemT]):
 
     def take_all(self) -> list[Entry[ItemT]]:
         """Everything that waits, in order."""
-        return self.pick(budget=self.cost, max_items=self.size)
+        entries: list[Entry[ItemT]] = []
+        while self.size:
+            entries += self.pick(budget=self.cost, max_items=self.size)
+        return entries
 
     def _place(self, entry: Entry[ItemT]) -> None:
         if entry.ticket is None:

@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
-import math
-
 from starlette.datastructures import Headers
-from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving.errors import BodyTooLarge, Overloaded, ServiceError, body_of, status_of
+from serving.errors import BodyTooLarge, Overloaded
+from serving.replies import reply_to
 
 RETRY_AFTER_S = 1.0  # requests come and go: one second later there may be room
-
-
-def reply_to(error: Exception) -> JSONResponse:
-    """The reply that tells a client of an error; with `Retry-After` where trying again makes sense."""
-    headers = {}
-    if isinstance(error, ServiceError) and error.retry_after_s is not None:
-        headers["Retry-After"] = str(math.ceil(error.retry_after_s))
-    return JSONResponse(body_of(error), status_of(error), headers)
 
 
 class Admission:

@@ -15,8 +15,8 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from models.catalogue import UnknownModel
-from serving.admission import reply_to
 from serving.errors import ServiceError, status_of
+from serving.replies import reply_to
 from serving.routes import cache, embeddings, models, operations
 from serving.settings import TITLE, VERSION
 

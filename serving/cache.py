@@ -121,20 +121,23 @@ class Cache:
 
     async def get_many(self, keys: Sequence[str]) -> list[np.ndarray | None]:
         """One MGET; None for each key that is not there."""
-        values: list[Any] | None = None
-        if keys and not self._away.is_on:
-            try:
-                # Shielded: redis-py, by asyncio.wait_for of Python 3.11, forgets a cancellation while it sends
-                values = await asyncio.shield(self.client.mget(keys))
-                self._away.reset()
-            except REDIS_ERRORS as error:
-                self._note(error)
+        # Shielded: redis-py, by asyncio.wait_for of Python 3.11, forgets a cancellation that comes while it sends
+        values = await asyncio.shield(self._fetch(keys)) if keys and not self._away.is_on else None
         if values is None:
             return [None] * len(keys)
         return await run_to_its_end(
             lambda: [None if value is None else decode(value) for value in values],
             size_bytes=sum(len(value) for value in values if value is not None),
         )
+
+    async def _fetch(self, keys: Sequence[str]) -> list[Any] | None:
+        try:
+            values: list[Any] = await self.client.mget(keys)
+        except REDIS_ERRORS as error:
+            self._note(error, self._away)
+            return None
+        self._away.reset()
+        return values
 
     async def put_many(self, embeddings: Mapping[str, np.ndarray]) -> None:
         """One pipelined write."""
@@ -151,7 +154,7 @@ class Cache:
             await pipeline.execute()
             self._full.reset()
         except REDIS_ERRORS as error:
-            self._note(error)
+            self._note(error, self._full if isinstance(error, redis.ResponseError) else self._away)
 
     def count(self, hits: int, misses: int) -> None:
         """Of look-ups, by sequence; gathered here, as a write for each request would take longer than a hit."""
@@ -170,7 +173,7 @@ class Cache:
         try:
             await pipeline.execute()
         except REDIS_ERRORS as error:
-            self._note(error)
+            self._note(error, self._full if isinstance(error, redis.ResponseError) else self._away)
             for name, count in counts.items():
                 self._uncounted[name] += count
 
@@ -201,7 +204,7 @@ class Cache:
         Raises:
             redis.RedisError, OSError: Redis does not answer.
         """
-        await self.write_counts()
+        await asyncio.shield(self.write_counts())
         pipeline = self.client.pipeline(transaction=False)
         pipeline.hgetall(STATS_KEY)
         pipeline.dbsize()
@@ -221,8 +224,7 @@ class Cache:
             "version": info["redis_version"],
         }
 
-    def _note(self, error: Exception) -> None:
-        """What Redis refuses (it is full, say) concerns writes alone; else it does not answer at all."""
+    def _note(self, error: Exception, pause: _Pause) -> None:
         self.num_errors += 1
-        (self._full if isinstance(error, redis.ResponseError) else self._away).begin()
+        pause.begin()
         logger.warning("Redis failed (%s: %s); going on without the cache", type(error).__name__, error)

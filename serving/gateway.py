@@ -16,7 +16,7 @@ from serving import redis as redis_server
 from serving.cache import Cache
 from serving.errors import InvalidRequest
 from serving.outputs import OutputStore
-from serving.parts import Options
+from serving.parts import MIN_WINDOW, Options
 from serving.pipeline import Pipeline
 from serving.runners import ServedModel, Terms
 from serving.schemas import ComputeOptions
@@ -67,6 +67,8 @@ class Gateway:
         if not s.min_sequence_length <= max_length <= s.max_sequence_length:
             raise InvalidRequest(f"max_length: {max_length} is not in {length_range(s)}")
         limits = Limits(s.min_sequence_length, max_length, s.max_sequences_per_request, wanted.on_too_long)
+        if wanted.on_too_long == "window" and max_length < min(MIN_WINDOW, s.max_sequence_length):
+            raise InvalidRequest(f"max_length: {max_length}; windows have {MIN_WINDOW} residues at least")
         window = max_length if wanted.on_too_long == "window" else None
         return clean_all(records, served.model, limits), Options(wanted.pooled, wanted.dtype, window)
 
@@ -114,6 +116,7 @@ class Gateway:
         finally:
             for task in tasks:
                 task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
             await self.cache.write_counts()
             await asyncio.gather(*(served.runner.close() for served in self.served.values()))
             await self.client.aclose()

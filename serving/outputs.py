@@ -25,6 +25,7 @@ from serving.pipeline import Report
 from serving.redis import OUTPUT_PREFIX, OUTPUTS_KEY, REDIS_ERRORS
 from serving.runners import ServedModel
 from serving.sequences import Protein
+from serving.threads import run_to_its_end
 
 NPZ_MEDIA_TYPE = "application/x-npz"
 DEFLATE_LEVEL = 1  # of ISA-L's 0 to 3: embeddings hardly deflate, higher levels take longer and gain nothing
@@ -182,11 +183,11 @@ class OutputStore:
         pipeline.zadd(OUTPUTS_KEY, {request_id: time.time() + self._ttl_s + REMEMBERED_S})
         pipeline.hset(OUTPUT_PREFIX + request_id, items=["model", model, "expires_at", time.time() + self._ttl_s])
         try:
-            await asyncio.to_thread(_place, npz, path)
+            await run_to_its_end(lambda: _place(npz, path))
         except OSError as error:
             raise StoreUnavailable(f"the outputs cannot be written ({error.strerror})") from error
         try:
-            await pipeline.execute()
+            await asyncio.shield(pipeline.execute())
         except REDIS_ERRORS as error:
             path.unlink(missing_ok=True)
             raise StoreUnavailable("Redis does not answer, so no download can be kept") from error

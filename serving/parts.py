@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -14,7 +14,8 @@ from serving.sequences import Protein
 
 CALL_TOKENS = 16_384  # cost of what is sent to a runner in one call
 CALL_BYTES = 32_000_000  # of embeddings that a call brings back
-OVERLAP_SHARE = 4  # neighbours share a quarter of a window at least
+OVERLAP_SHARE = 4  # neighbours share a quarter of a window at least, rounded down
+MIN_WINDOW = 256  # residues: smaller ones are more calls than arithmetic, and embed little of what is around
 
 Dtype = Literal["float16", "float32"]
 
@@ -93,19 +94,19 @@ def _plan_alike(parts: list[Part], dim: int, pooled: bool, dtype: Dtype) -> Iter
 
 @dataclass
 class _Sum:
-    """Of a sequence's windows so far, by residue."""
+    """Of a sequence's windows so far. counts: windows that each residue is in, (L, 1)."""
 
-    residues: np.ndarray
+    counts: np.ndarray
+    total: np.ndarray
     num_missing: int
 
 
-@dataclass
 class Joiner:
     """Makes one embedding of a sequence's windows. Where they overlap, it is their mean."""
 
-    dim: int
-    options: Options
-    _sums: dict[int, _Sum] = field(default_factory=dict, init=False)
+    def __init__(self, dim: int, options: Options) -> None:
+        self._dim, self._options = dim, options
+        self._sums: dict[int, _Sum] = {}
 
     def add(self, part: Part, rows: np.ndarray, length: int) -> np.ndarray | None:
         """The window of a sequence of `length` residues, (L, D) float32.
@@ -115,21 +116,33 @@ class Joiner:
         Raises:
             OverflowError: the values do not fit the options' dtype.
         """
-        spans = cut(length, self.options.window)
-        found = self._sums.setdefault(part.place, _Sum(np.zeros((length, self.dim), np.float32), len(spans)))
-        found.residues[part.span] += rows
+        if part.place not in self._sums:
+            self._sums[part.place] = self._begin(length)
+        found = self._sums[part.place]
+        shares = rows / found.counts[part.span]
+        if self._options.pooled:
+            found.total += shares.sum(0, dtype=np.float64) / length
+        else:
+            found.total[part.span] += shares
         found.num_missing -= 1
         if found.num_missing:
             return None
         del self._sums[part.place]
+        with np.errstate(over="ignore"):
+            embedding = found.total.astype(self._options.dtype)
+        if not np.isfinite(embedding).all():
+            raise OverflowError(f"the output does not fit {self._options.dtype}; ask for float32")
+        return embedding
+
+    def forget(self, part: Part) -> None:
+        """The sequence has failed."""
+        self._sums.pop(part.place, None)
+
+    def _begin(self, length: int) -> _Sum:
+        spans = cut(length, self._options.window)
         counts = np.zeros((length, 1), np.float32)
         for span in spans:
             counts[span] += 1
-        residues = found.residues / counts
-        with np.errstate(over="ignore"):
-            embedding = (residues.mean(0, dtype=np.float64) if self.options.pooled else residues).astype(
-                self.options.dtype
-            )
-        if not np.isfinite(embedding).all():
-            raise OverflowError(f"the output does not fit {self.options.dtype}; ask for float32")
-        return embedding
+        pooled = self._options.pooled
+        total = np.zeros(self._dim, np.float64) if pooled else np.zeros((length, self._dim), np.float32)
+        return _Sum(counts, total, len(spans))

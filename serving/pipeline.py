@@ -152,17 +152,21 @@ class _Request:
         return misses
 
     async def compute(self, misses: Sequence[int], terms: Terms) -> None:
-        """Runs the misses call by call, a few at a time, so that no request holds a runner's whole queue."""
+        """Runs the misses call by call, a few at a time, so that no request holds a runner's whole queue.
+
+        The first call goes alone: whether it is taken decides for all.
+        """
         lengths = {place: len(self.sequences[place]) for place in misses}
         calls = plan_calls(lengths, self.served.model.dim, self.options)
         clock = _Stopwatch()
+        admitted = replace(terms, is_admitted=True)
 
         async def feed() -> None:
             for call in calls:
-                is_first = self.report.runner_calls == 0
-                await self._run(call, clock, terms if is_first else replace(terms, is_admitted=True))
+                await self._run(call, clock, admitted)
 
         try:
+            await self._run(next(calls), clock, terms)
             async with asyncio.TaskGroup() as group:
                 for _ in range(CALLS_IN_FLIGHT):
                     group.create_task(feed())
@@ -207,6 +211,9 @@ class _Request:
                 self.report.devices.update(dict.fromkeys(indices, device))
             if offset in reply.errors:
                 self.report.errors.update(dict.fromkeys(indices, reply.errors[offset]))
+                self._joiner.forget(part)
+            elif indices[0] in self.report.errors:  # another window of it has failed
+                continue
             elif part.is_whole:
                 computed.append((part.place, rows.reshape(self._shape(part.place))))
             else:

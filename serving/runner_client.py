@@ -10,6 +10,7 @@ import asyncio
 import json
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -46,7 +47,7 @@ class RunnerClient:
     """Calls one runner.
 
     A call that is lost because the runner died is made again when the runner is back: embeddings have no side
-    effects. Until then calls of new requests fail at once.
+    effects. Until then calls of new requests fail after BLINK_S.
 
     Args:
         name: of the runner's BentoML service.
@@ -68,22 +69,17 @@ class RunnerClient:
             Overloaded: too much waits there.
             RunnerUnavailable: it is not there, and does not come back in time.
             DeadlineExceeded: it took too long.
-            InferenceFailed: it failed as a whole; a sequence that fails alone is in the reply.
+            InferenceFailed: it failed as a whole, or died of it; a sequence that fails alone is in the reply.
         """
         if not terms.is_admitted:
             await self._wait_for_return(terms, BLINK_S)
-        arguments = {
-            "sequences": sequences,
-            "pooled": pooled,
-            "dtype": dtype,
-            "priority": terms.priority,
-            "is_admitted": terms.is_admitted,
-        }
+        arguments = {"sequences": sequences, "pooled": pooled, "dtype": dtype, "priority": terms.priority}
         for _ in range(MAX_ATTEMPTS):
             await self._wait_for_return(terms, RESTART_S)
             left_s = min(self._timeout_s, self._left_s(terms))
             try:
-                return decode_reply(await self._call("embed", left_s, arguments | {"timeout_s": left_s}))
+                now = {"is_admitted": terms.is_admitted, "timeout_s": left_s}
+                return decode_reply(await self._call("embed", left_s, arguments | now))
             except QueueFull as error:
                 raise Overloaded(f"too much waits for {self._name}", error.retry_after_s) from None
             except TimeoutError:
@@ -93,7 +89,8 @@ class RunnerClient:
                 self._return = self._return or asyncio.create_task(self._poll())
                 if isinstance(error, _Absent) and not terms.is_admitted:
                     raise RunnerUnavailable(f"{self._name} does not answer") from error
-        raise RunnerUnavailable(f"{self._name} went away {MAX_ATTEMPTS} times with this call")
+                terms = replace(terms, is_admitted=True)  # it was taken once
+        raise InferenceFailed(f"{self._name} went away {MAX_ATTEMPTS} times with this call")
 
     async def status(self) -> dict[str, Any]:
         """What the runner says of itself.
@@ -132,14 +129,15 @@ class RunnerClient:
 
     async def _poll(self) -> None:
         """Until the runner answers again."""
-        while True:
-            try:
-                await self.status()
-            except (ServiceError, TimeoutError):
-                await asyncio.sleep(POLL_EVERY_S)
-            else:
-                self._return = None
-                return
+        try:
+            while True:
+                try:
+                    await self.status()
+                    return
+                except (ServiceError, TimeoutError):
+                    await asyncio.sleep(POLL_EVERY_S)
+        finally:
+            self._return = None
 
     async def _call(self, method: str, timeout_s: float, arguments: Mapping[str, Any]) -> bytes:
         """The body of the answer.

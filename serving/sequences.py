@@ -61,12 +61,16 @@ class Record:
     sequence: str
 
 
-def parse_fasta(text: str) -> list[Record]:
+def parse_fasta(text: str, limit: int | None = None) -> list[Record]:
     """Entries of a FASTA text; the first word of a header is the id.
 
     Raises:
+        TooManySequences: more than `limit`.
         MalformedBody: text before the first header, or no header at all, with the line.
     """
+    num_headers = text.count("\n>") + text.startswith(">")
+    if limit is not None and num_headers > limit:
+        raise TooManySequences(num_headers, limit)
     ids: list[str] = []
     parts: list[list[str]] = []
     for number, line in enumerate(text.splitlines(), start=1):

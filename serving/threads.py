@@ -23,9 +23,9 @@ async def run_to_its_end(work: Callable[[], T], size_bytes: int = THREAD_BYTES) 
     was_cancelled = False
     while not thread.done():
         try:
-            await asyncio.shield(thread)
+            await asyncio.wait([thread])
         except asyncio.CancelledError:
             was_cancelled = True
     if was_cancelled:
-        raise asyncio.CancelledError
+        raise asyncio.CancelledError from thread.exception()
     return thread.result()

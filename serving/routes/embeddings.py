@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from io import BytesIO
 from typing import Annotated, Any
 
@@ -12,11 +13,13 @@ from starlette.background import BackgroundTask
 from starlette.responses import Response
 
 from serving.errors import (
+    DeadlineExceeded,
     InvalidRequest,
     InvalidSequences,
     MalformedBody,
     Problem,
     StoreUnavailable,
+    TooManySequences,
     UnsupportedBody,
 )
 from serving.examples import UBIQUITIN
@@ -88,8 +91,17 @@ async def compute(
     a link to the npz; with `Accept: application/x-npz` it is the npz at once.
     """
     served, terms = gateway.find(model), gateway.terms(request.headers)
-    records, wanted = _parse(await request.body(), request, query)
-    proteins, options = gateway.prepare(served, records, wanted)
+    try:
+        async with asyncio.timeout_at(terms.deadline):
+            body = await request.body()
+    except TimeoutError:
+        raise DeadlineExceeded("the body did not come in time") from None
+
+    def read() -> tuple[list[Protein], Options]:
+        records, wanted = _parse(body, request, query, gateway.settings.max_sequences_per_request)
+        return gateway.prepare(served, records, wanted)
+
+    proteins, options = await run_to_its_end(read, len(body))
 
     request_id, path = gateway.outputs.new()
     size_bytes = expected_bytes(proteins, options, served.model.dim)
@@ -105,7 +117,9 @@ async def compute(
             headers = {"Content-Disposition": f'attachment; filename="{name}"'}
             return Response(npz.getvalue(), media_type=NPZ_MEDIA_TYPE, headers=headers)
         delete = BackgroundTask(npz.unlink, missing_ok=True)
-        return FileResponse(npz, media_type=NPZ_MEDIA_TYPE, filename=name, background=delete)
+        # With the size known, nothing is waited for before the reply begins, behind which the file is deleted
+        size = npz.stat()
+        return FileResponse(npz, media_type=NPZ_MEDIA_TYPE, filename=name, background=delete, stat_result=size)
     warnings = [] if served.is_trained else [UNTRAINED_WARNING]
     link = None
     try:
@@ -135,12 +149,14 @@ async def download(model: str, request_id: str, gateway: Annotated[Gateway, Depe
     return FileResponse(path, media_type=NPZ_MEDIA_TYPE, filename=f"embeddings_{model}_{request_id}.npz")
 
 
-def _parse(body: bytes, request: Request, query: ComputeOptions) -> tuple[list[Record], ComputeOptions]:
-    """The sequences and options of a body, by its media type."""
+def _parse(
+    body: bytes, request: Request, query: ComputeOptions, limit: int
+) -> tuple[list[Record], ComputeOptions]:
+    """The sequences and options of a body, by its media type; `limit` sequences at most."""
     media_type = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
     if media_type in FASTA_MEDIA_TYPES:
         try:
-            return parse_fasta(body.decode()), query
+            return parse_fasta(body.decode(), limit), query
         except UnicodeDecodeError as error:
             raise MalformedBody(f"the FASTA text is not UTF-8: byte {error.start}") from None
     if media_type != "application/json":
@@ -149,6 +165,8 @@ def _parse(body: bytes, request: Request, query: ComputeOptions) -> tuple[list[R
     if query.model_fields_set:
         raise InvalidRequest(f"query.{min(query.model_fields_set)}: a JSON body says this inside")
     parsed = _parse_json(body)
+    if len(parsed.sequences) > limit:
+        raise TooManySequences(len(parsed.sequences), limit)
     ids = parsed.ids
     if ids is None:
         ids = [default_id(index) for index in range(len(parsed.sequences))]

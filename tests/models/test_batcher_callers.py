@@ -186,7 +186,7 @@ async def test_who_leaves_makes_room_in_the_queue() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rate", "told"), [(None, RETRY_AFTER_S[1]), (1e-3, RETRY_AFTER_S[1]), (2.5, 4), (1e3, RETRY_AFTER_S[0])]
+    ("rate", "told"), [(None, RETRY_AFTER_S[0]), (1e-3, RETRY_AFTER_S[1]), (2.5, 4), (1e3, RETRY_AFTER_S[0])]
 )
 @simulated
 async def test_whoever_is_refused_is_told_when_the_queue_will_be_empty(rate: float | None, told: float) -> None:

@@ -100,6 +100,31 @@ async def test_an_older_larger_batch_that_does_not_fit_gives_no_budget_back() ->
 
 
 @simulated
+async def test_an_item_alone_has_a_second_chance_where_another_batch_had_the_memory() -> None:
+    short_once = [OutOfMemory("beside another")]
+
+    def trouble(items: Sequence[int]) -> None:
+        if items == [20] and short_once:
+            raise short_once.pop()
+
+    async with working(Worker(trouble=trouble), budget=10, num_callers=2) as batcher:
+        other = await asked(batcher, 30)
+        assert await ask(batcher, 20) == [40]
+        assert await other == [60]
+        assert batcher.statistics.devices[0].budget == 10
+
+
+@simulated
+async def test_what_lost_a_device_goes_alone_and_takes_nobody_along() -> None:
+    workers = [Worker(trouble=lost_with(5)) for _ in range(3)]
+    async with working(*workers, budget=20) as batcher:
+        one, five, two = [outcome.result for outcome in await batcher.run([1, 5, 2])]
+        assert (one, two) == (2, 4)
+        assert isinstance(five, DeviceLost)
+        assert sum(device.is_lost for device in batcher.statistics.devices) == MAX_LOSSES
+
+
+@simulated
 async def test_memory_is_each_devices_own() -> None:
     small, large = Worker(trouble=memory_for(3)), Worker()
     async with working(small, large, budget=8) as batcher:

@@ -12,8 +12,9 @@ import pytest
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving.admission import Admission, reply_to
+from serving.admission import Admission
 from serving.errors import BodyTooLarge, Overloaded, RunnerUnavailable
+from serving.replies import reply_to
 
 LIMIT = 10  # bytes
 
@@ -252,7 +253,7 @@ async def test_what_is_no_request_is_left_alone() -> None:
     ("error", "status", "retry_after"),
     [
         (Overloaded("full", 2.1), 429, "3"),
-        (RunnerUnavailable("away"), 503, "5"),
+        (RunnerUnavailable("away"), 503, "15"),
         (BodyTooLarge("much"), 413, None),
         (KeyError("x"), 500, None),
     ],

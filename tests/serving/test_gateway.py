@@ -75,7 +75,7 @@ def test_without_a_length_of_its_own_a_request_is_cut_off_at_the_services(
     assert proteins == [Protein("p", "M" * 20, (), 30)]
 
 
-@pytest.mark.parametrize(("max_length", "window"), [(6, 6), (None, 20)])
+@pytest.mark.parametrize(("max_length", "window"), [(20, 20), (None, 20)])
 def test_a_request_can_have_long_sequences_computed_in_windows(
     gateway: Gateway, served: ServedModel, max_length: int | None, window: int
 ) -> None:
@@ -83,6 +83,13 @@ def test_a_request_can_have_long_sequences_computed_in_windows(
     proteins, options = gateway.prepare(served, [Record("p", "M" * 30)], wanted)
     assert proteins == [Protein("p", "M" * 30)]
     assert options == Options(pooled=False, dtype="float32", window=window)
+
+
+def test_windows_that_are_hardly_longer_than_their_overlap_are_refused(
+    gateway: Gateway, served: ServedModel
+) -> None:
+    with pytest.raises(InvalidRequest, match="max_length: 6; windows have 256 residues at least"):
+        gateway.prepare(served, ONE, ComputeOptions(max_length=6, on_too_long="window"))
 
 
 @pytest.mark.parametrize("on_too_long", ["error", "truncate", "window"])

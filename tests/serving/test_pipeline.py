@@ -119,7 +119,7 @@ async def test_what_was_computed_before_a_failure_is_kept(
     await served.describe()
     runner.gate.clear()
     request = asyncio.create_task(run(pipeline, served, *["M" * (4000 + i) for i in range(6)]))
-    while runner.num_running < pipeline_module.CALLS_IN_FLIGHT:
+    while not runner.num_running:
         await asyncio.sleep(0)
     runner.is_down = True  # for the calls behind those two
     runner.gate.set()
@@ -477,28 +477,31 @@ async def test_a_write_that_is_under_way_when_a_call_fails_is_made_to_its_end(
     answer = runner.embed
 
     class SlowCache(Cache):
+        num_writes = 0
+
         async def put_many(self, embeddings: Mapping[str, np.ndarray]) -> None:
-            if embeddings:
+            self.num_writes += 1
+            if self.num_writes == 2:
                 has_begun.set()
                 await may_end.wait()
                 await super().put_many(embeddings)
                 has_ended.set()
 
     async def fail_meanwhile(sequences: list[str], pooled: bool, dtype: str, terms: Terms) -> Reply:
-        if not terms.is_admitted:
-            return await answer(sequences, pooled, dtype, terms)
-        await has_begun.wait()
-        raise RunnerUnavailable("down")
+        if len(sequences[0]) == 4002:
+            await has_begun.wait()
+            raise RunnerUnavailable("down")
+        return await answer(sequences, pooled, dtype, terms)
 
     monkeypatch.setattr(pipeline_module, "WRITE_BYTES", 1)
     monkeypatch.setattr(runner, "embed", fail_meanwhile)
     cache = SlowCache(client, ttl_s=60, level=6)
     with pytest.raises(RunnerUnavailable):
-        await run(Pipeline(cache), served, "M" * 4000, "M" * 4001)
+        await run(Pipeline(cache), served, "M" * 4000, "M" * 4001, "M" * 4002)
     may_end.set()
     async with asyncio.timeout(10):
         await has_ended.wait()
-    _, report = await run(Pipeline(cache), served, "M" * 4000)
+    _, report = await run(Pipeline(cache), served, "M" * 4001)
     assert report.cached == [True]
 
 

@@ -217,7 +217,7 @@ async def test_a_call_that_kills_its_runner_again_and_again_is_given_up(
     client: RunnerClient, server: Server
 ) -> None:
     server.embed = server.drop
-    with pytest.raises(RunnerUnavailable, match=f"runner_x went away {MAX_ATTEMPTS} times with this call"):
+    with pytest.raises(InferenceFailed, match=f"runner_x went away {MAX_ATTEMPTS} times with this call"):
         await client.embed(["M"], True, "float32", within())
     assert len(server.requests) == MAX_ATTEMPTS
     server.embed = server.answer
