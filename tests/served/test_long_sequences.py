@@ -14,7 +14,7 @@ from tests.served.conftest import Served
 
 COMPUTE = "/embeddings/compute/esm2_mini"
 NPZ = {"accept": "application/x-npz"}
-LONG = "MKTAYIAKQRQISFVKSHFSRQLEERLGLI"  # 30 residues: windows of 20 start at 0 and at 10
+LONG = "MKTAYIAKQRQISFVKSHFSRQLEERLGLI" * 13  # 390 residues: windows of 260 start at 0 and at 130
 SHORT = "MQIFVKTLTGKT"
 
 
@@ -45,34 +45,34 @@ def residues(served: Served, *sequences: str) -> list[np.ndarray]:
 @pytest.mark.parametrize("form", ["JSON", "FASTA"])
 @pytest.mark.parametrize("options", [{}, {"on_too_long": "error"}])
 def test_by_default_it_is_refused(served: Served, form: str, options: dict[str, str]) -> None:
-    reply = post(served, form, {}, max_length=20, **options)
+    reply = post(served, form, {}, max_length=260, **options)
     assert reply.status_code == 422
     (item,) = reply.json()["items"]
-    assert (item["index"], item["reason"]) == (0, "30 residues; the most is 20")
+    assert (item["index"], item["reason"]) == (0, "390 residues; the most is 260")
 
 
 @pytest.mark.parametrize("form", ["JSON", "FASTA"])
 def test_it_is_cut_off_and_that_is_said(served: Served, form: str) -> None:
-    options = {"max_length": 20, "on_too_long": "truncate", "pooled": False, "dtype": "float32"}
+    options = {"max_length": 260, "on_too_long": "truncate", "pooled": False, "dtype": "float32"}
     body = post(served, form, {}, **options).json()
-    assert body["sequences"] == [LONG[:20], SHORT]
-    assert [(r["length"], r["truncated_from"]) for r in body["results"]] == [(20, 30), (12, None)]
+    assert body["sequences"] == [LONG[:260], SHORT]
+    assert [(r["length"], r["truncated_from"]) for r in body["results"]] == [(260, 390), (12, None)]
     arrays, manifest = load(post(served, form, NPZ, **options))
-    assert (manifest["truncated_from"], manifest["window"]) == ({"0": 30}, None)
-    assert manifest["lengths"] == [20, 12]
-    for index, rows in enumerate(residues(served, LONG[:20], SHORT)):
+    assert (manifest["truncated_from"], manifest["window"]) == ({"0": 390}, None)
+    assert manifest["lengths"] == [260, 12]
+    for index, rows in enumerate(residues(served, LONG[:260], SHORT)):
         np.testing.assert_array_equal(arrays[f"embedding_{index}"], rows)
 
 
 @pytest.mark.parametrize("form", ["JSON", "FASTA"])
 def test_it_is_computed_in_windows_whose_overlap_is_averaged(served: Served, form: str) -> None:
     served.http.post("/embeddings/cache/clear")
-    options = {"max_length": 20, "on_too_long": "window", "pooled": False, "dtype": "float32"}
+    options = {"max_length": 260, "on_too_long": "window", "pooled": False, "dtype": "float32"}
     arrays, manifest = load(post(served, form, NPZ, **options))
-    assert (manifest["truncated_from"], manifest["window"]) == ({}, 20)
-    assert manifest["lengths"] == [30, 12]
-    left, right, short, whole = residues(served, LONG[:20], LONG[10:], SHORT, LONG)
-    joined = np.concatenate([left[:10], (left[10:] + right[:10]) / 2, right[10:]])
+    assert (manifest["truncated_from"], manifest["window"]) == ({}, 260)
+    assert manifest["lengths"] == [390, 12]
+    left, right, short, whole = residues(served, LONG[:260], LONG[130:], SHORT, LONG)
+    joined = np.concatenate([left[:130], (left[130:] + right[:130]) / 2, right[130:]])
     np.testing.assert_allclose(arrays["embedding_0"], joined, atol=2e-5)  # other batches: 1e-6 apart
     np.testing.assert_allclose(arrays["embedding_1"], short, atol=2e-5)
     assert np.abs(arrays["embedding_0"] - whole).max() > 1e-3
@@ -82,7 +82,7 @@ def test_it_is_computed_in_windows_whose_overlap_is_averaged(served: Served, for
     np.testing.assert_allclose(pooled["embedding_0"], joined.mean(0), atol=2e-5)
     body = post(served, form, {}, **options).json()
     assert [(r["length"], r["cached"], r["truncated_from"]) for r in body["results"]] == [
-        *((30, True, None), (12, True, None))
+        *((390, True, None), (12, True, None))
     ]
 
 
@@ -91,19 +91,19 @@ def test_a_window_of_another_size_is_another_embedding(served: Served) -> None:
         load(served.http.post(COMPUTE, json={"sequences": [LONG], **options}, headers=NPZ))[0]["embedding_0"]
         for options in (
             {},
-            {"max_length": 20, "on_too_long": "window"},
-            {"max_length": 15, "on_too_long": "window"},
-            {"max_length": 30, "on_too_long": "window"},
+            {"max_length": 260, "on_too_long": "window"},
+            {"max_length": 300, "on_too_long": "window"},
+            {"max_length": 390, "on_too_long": "window"},
         )
     ]
-    whole, twenty, fifteen, thirty = found
-    assert not np.array_equal(whole, twenty)
-    assert not np.array_equal(twenty, fifteen)
-    np.testing.assert_array_equal(whole, thirty)
+    whole, small, larger, enough = found
+    assert not np.array_equal(whole, small)
+    assert not np.array_equal(small, larger)
+    np.testing.assert_array_equal(whole, enough)
 
 
 def test_longer_than_the_service_takes_otherwise_it_still_has_an_embedding(served: Served) -> None:
-    sequence = LONG * 200  # 6,000 residues
+    sequence = (LONG * 16)[:6000]
     assert served.http.post(COMPUTE, json={"sequences": [sequence]}).status_code == 422
     body = {"sequences": [sequence], "on_too_long": "window", "max_length": 1000, "pooled": False}
     arrays, manifest = load(served.http.post(COMPUTE, json=body, headers=NPZ))

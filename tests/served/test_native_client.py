@@ -34,19 +34,19 @@ def test_encode_per_residue_returns_a_file(served: Served) -> None:
 
 
 def test_long_sequences_are_cut_off_or_computed_in_windows_where_that_is_asked_for(served: Served) -> None:
-    one, other = SEQUENCES
+    one, other = SEQUENCES[0], SEQUENCES[1] * 10
     with bentoml.SyncHTTPClient(served.url) as client:
-        cut_off = client.encode(sequences=SEQUENCES, max_length=22, on_too_long="truncate")
-        np.testing.assert_array_equal(cut_off, client.encode(sequences=[one, other[:22]]))
+        cut_off = client.encode(sequences=[one, other], max_length=260, on_too_long="truncate")
+        np.testing.assert_array_equal(cut_off, client.encode(sequences=[one, other[:260]]))
         whole, windowed = (
             client.encode(sequences=[other], **options)
-            for options in ({}, {"max_length": 22, "on_too_long": "window"})
+            for options in ({}, {"max_length": 260, "on_too_long": "window"})
         )
         assert not np.array_equal(whole, windowed)
-        path = client.encode_per_residue(sequences=SEQUENCES, max_length=22, on_too_long="window")
+        path = client.encode_per_residue(sequences=[one, other], max_length=260, on_too_long="window")
         with np.load(path, allow_pickle=False) as arrays:
-            assert [arrays[f"embedding_{i}"].shape for i in range(2)] == [(22, 144), (35, 144)]
-            assert json.loads(str(arrays["manifest"]))["window"] == 22
+            assert [arrays[f"embedding_{i}"].shape for i in range(2)] == [(22, 144), (350, 144)]
+            assert json.loads(str(arrays["manifest"]))["window"] == 260
 
 
 @pytest.mark.parametrize(
