@@ -30,6 +30,9 @@ CONNECT_TIMEOUT_S = 5.0
 MAX_ATTEMPTS = 3  # a call that the runner died of so often is held to be the cause
 RESTART_S = 180.0  # that a call waits for a runner which is being started anew
 POLL_EVERY_S = 0.1
+# Of the time in which a full queue is worked off: for so long new requests are refused without asking the runner,
+# which has better to do than to refuse
+FULL_SHARE = 0.05
 BLINK_S = (
     0.5  # within which a runner is back that has only closed an idle connection; a new request waits no longer
 )
@@ -61,6 +64,7 @@ class RunnerClient:
         self._timeout_s = timeout_s
         self._sessions: dict[str, aiohttp.ClientSession] = {}
         self._return: asyncio.Task[None] | None = None  # while the runner is away: done when it is back
+        self._full_until = self._retry_after_s = 0.0
 
     async def embed(self, sequences: list[str], pooled: bool, dtype: str, terms: Terms) -> Reply:
         """Embeddings of cleaned sequences.
@@ -72,6 +76,8 @@ class RunnerClient:
             InferenceFailed: it failed as a whole, or died of it; a sequence that fails alone is in the reply.
         """
         if not terms.is_admitted:
+            if self._now() < self._full_until:
+                raise self._overloaded()
             await self._wait_for_return(terms, BLINK_S)
         arguments = {"sequences": sequences, "pooled": pooled, "dtype": dtype, "priority": terms.priority}
         for _ in range(MAX_ATTEMPTS):
@@ -81,7 +87,9 @@ class RunnerClient:
                 now = {"is_admitted": terms.is_admitted, "timeout_s": left_s}
                 return decode_reply(await self._call("embed", left_s, arguments | now))
             except QueueFull as error:
-                raise Overloaded(f"too much waits for {self._name}", error.retry_after_s) from None
+                self._full_until = self._now() + error.retry_after_s * FULL_SHARE
+                self._retry_after_s = error.retry_after_s
+                raise self._overloaded() from None
             except TimeoutError:
                 raise DeadlineExceeded(f"{self._name} took over {left_s:.3g} seconds") from None
             except (_Lost, NoDevice) as error:
@@ -111,8 +119,15 @@ class RunnerClient:
         for session in self._sessions.values():
             await session.close()
 
+    @staticmethod
+    def _now() -> float:
+        return asyncio.get_running_loop().time()
+
+    def _overloaded(self) -> Overloaded:
+        return Overloaded(f"too much waits for {self._name}", self._retry_after_s)
+
     def _left_s(self, terms: Terms) -> float:
-        left_s = terms.deadline - asyncio.get_running_loop().time()
+        left_s = terms.deadline - self._now()
         if left_s <= 0:
             raise DeadlineExceeded(f"no time was left for {self._name}")
         return left_s

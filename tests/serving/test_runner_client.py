@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -256,13 +257,21 @@ async def test_a_runner_that_lost_its_devices_is_called_again(client: RunnerClie
     assert len(server.requests) == 2
 
 
-async def test_a_full_queue_is_told_with_the_time_to_wait(client: RunnerClient, server: Server) -> None:
+async def test_a_full_queue_is_told_with_the_time_to_wait(
+    client: RunnerClient, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
     server.embed = refuse(QueueFull(6.5))
     with pytest.raises(Overloaded, match="too much waits for runner_x; try again in 7 s") as error:
         await client.embed(["M"], True, "float32", within())
     assert error.value.retry_after_s == 6.5
     assert len(server.requests) == 1
     server.embed = server.answer
+    with pytest.raises(Overloaded, match="try again in 7 s"):
+        await client.embed(["M"], True, "float32", within())
+    assert len(server.requests) == 1, "for a moment nobody asks again"
+    reply = await client.embed(["M"], True, "float32", replace(within(), is_admitted=True))
+    assert reply.lengths == [1], "what was admitted is not refused"
+    monkeypatch.setattr(client, "_full_until", 0.0)
     assert (await client.embed(["M"], True, "float32", within())).lengths == [1], "it was never away"
 
 
