@@ -18,6 +18,7 @@ from typing import Generic, TypeVar
 
 from models.failures import DeviceLost, NoDevice, OutOfMemory, QueueFull
 from models.schedule import DELAYS_S, STRETCH, Entry, Priority, Schedule
+from models.statistics import DeviceStatistics, Pace, Statistics
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +28,6 @@ ResultT = TypeVar("ResultT")
 CLOSED = "the batcher was closed"
 MAX_LOSSES = 2  # devices that may be lost with an item on them before the item is held to be the cause
 RECOVERY = 1.05  # by which a budget that memory has cut grows with every batch that fits
-RATE_MEMORY_S = 10.0  # of work, after which what is older counts half in a device's rate
 RETRY_AFTER_S = (1.0, 60.0)  # the least and the most that a caller is told to wait
 
 # A blocking function: one result an item, in order; an item that fails gets its exception.
@@ -58,69 +58,12 @@ class Outcome(Generic[ResultT]):
     device: int | None = None
 
 
-@dataclass
-class DeviceStatistics:
-    """Of one device since the start. budget: what it takes at a time now. cost_per_s: of its latest batches."""
-
-    budget: int
-    num_batches: int = 0
-    num_items: int = 0
-    cost_per_s: float = 0.0
-    inflight_batches: int = 0
-    is_lost: bool = False
-
-
-@dataclass
-class Statistics:
-    """Counters since the start, and what waits and runs now.
-
-    num_joined: items that were queued, running or just done for another caller. num_abandoned: that nobody wanted
-    any more when their turn came. num_split: batches that were cut for want of memory. num_expired_calls: that ran
-    out of time. num_rejected_calls: that met a full queue.
-    """
-
-    devices: list[DeviceStatistics]
-    num_items: int = 0
-    num_batches: int = 0
-    num_joined: int = 0
-    num_failed: int = 0
-    num_abandoned: int = 0
-    num_split: int = 0
-    num_expired_calls: int = 0
-    num_rejected_calls: int = 0
-    queue_items: int = 0
-    queue_cost: int = 0
-    inflight_batches: int = 0
-
-
 @dataclass(eq=False)
 class _Work(Generic[ItemT, ResultT]):
     entry: Entry[ItemT]
     outcome: asyncio.Future[Outcome[ResultT]]
     num_losses: int = 0
     was_short: bool = False  # of memory, when it ran alone
-
-
-@dataclass
-class _Pace:
-    """What a device has done in the time that it was busy. Batches that run side by side share that time."""
-
-    cost: float = 0.0
-    busy_s: float = 0.0
-    since: float = 0.0
-
-    def start(self, now: float) -> None:
-        self.since = now
-
-    def add(self, cost: int, now: float) -> float:
-        """Counts a batch that ends now. Returns the rate, cost per second."""
-        self.cost += cost
-        self.busy_s += now - self.since
-        self.since = now
-        rate = self.cost / max(self.busy_s, 1e-3)  # an event loop's clock may stand still for a millisecond
-        if self.busy_s > RATE_MEMORY_S:
-            self.cost, self.busy_s = self.cost / 2, self.busy_s / 2
-        return rate
 
 
 class Batcher(Generic[ItemT, ResultT]):
@@ -159,7 +102,7 @@ class Batcher(Generic[ItemT, ResultT]):
         self._schedule: Schedule[ItemT] = Schedule()
         self._works: dict[ItemT, _Work[ItemT, ResultT]] = {}  # what may be joined
         self._statistics = Statistics([DeviceStatistics(limits.budget) for _ in devices])
-        self._paces = [_Pace() for _ in devices]
+        self._paces = [Pace() for _ in devices]
         self._changed = asyncio.Event()  # set when a device that waits has reason to look again
         self._threads = ThreadPoolExecutor(len(devices) * num_callers, thread_name_prefix="device")
         self._loops: list[asyncio.Task[None]] = []
