@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ OutputDtype = Literal["float16", "float32"]
 _ENCODERS: Mapping[Family, type[Esm2] | type[T5]] = {"esm2": Esm2, "t5": T5}
 # Cost of a batch at most. On a CPU a layer's activations then fit its caches; a GPU needs more to be busy
 BUDGETS: Mapping[str, int] = {"cpu": 4096, "cuda": 32_768}
+_ENDS: Mapping[str, float] = {"float16": 65_520.0, "float32": math.inf}  # what is rounded to infinity
 _OUTPUT_DTYPES: Mapping[str, torch.dtype] = {"float16": torch.float16, "float32": torch.float32}
 
 
@@ -165,12 +167,14 @@ class Engine:
                 residues = self.encoder.encode(batch)[rows]
                 pooled = mean_pool(residues, num_residues)
                 is_finite = torch.isfinite(pooled).all(1)  # a mean is finite only if every residue is
-                wanted = [
-                    (pooled if is_pooled else residues).to(_OUTPUT_DTYPES[dtype]) for is_pooled, dtype in kinds
-                ]
-                copied = self.transfer.to_host([is_finite, *wanted])
-            finite, *arrays = copied()
-        return _hand_back(items, lengths, finite.tolist(), dict(zip(kinds, arrays, strict=True)))
+                wanted = [pooled if is_pooled else residues for is_pooled, _ in kinds]
+                # Rows that fit the dtype, found where the rows are: the host would take as long as a GPU's batch
+                fits = [t.abs().amax(1) < _ENDS[dtype] for t, (_, dtype) in zip(wanted, kinds, strict=True)]
+                cast = [t.to(_OUTPUT_DTYPES[dtype]) for t, (_, dtype) in zip(wanted, kinds, strict=True)]
+                copied = self.transfer.to_host([is_finite, *fits, *cast])
+            finite, *arrays = (copy.numpy() for copy in copied())
+        rows_of = zip(arrays[: len(kinds)], arrays[len(kinds) :], strict=True)
+        return _hand_back(items, lengths, finite, dict(zip(kinds, rows_of, strict=True)))
 
 
 def _is_out_of_memory(error: Exception) -> bool:
@@ -181,20 +185,20 @@ def _is_out_of_memory(error: Exception) -> bool:
 def _hand_back(
     items: Sequence[Item],
     lengths: Sequence[int],
-    is_finite: Sequence[bool],
-    copies: Mapping[tuple[bool, OutputDtype], Tensor],
+    is_finite: np.ndarray,
+    found: Mapping[tuple[bool, OutputDtype], tuple[np.ndarray, np.ndarray]],
 ) -> list[np.ndarray | EmbeddingError]:
-    """Each item's part of the arrays of its kind: one copy from the device for each kind, not one a sequence."""
+    """Each item's part of what was found for its kind: whether a row fits the dtype, and the rows."""
     results: list[np.ndarray | EmbeddingError] = []
     start = 0
     for index, (item, length) in enumerate(zip(items, lengths, strict=True)):
-        copy = copies[item.pooled, item.dtype].numpy()
-        result = copy[index] if item.pooled else copy[start : start + length]
+        fits, rows = found[item.pooled, item.dtype]
+        part: int | slice = index if item.pooled else slice(start, start + length)
         start += length
         if not is_finite[index]:
             results.append(EmbeddingError("the model's output is not finite for this sequence"))
-        elif not np.isfinite(result).all():
+        elif not fits[part].all():
             results.append(EmbeddingError("the output does not fit float16; ask for float32"))
         else:
-            results.append(result)
+            results.append(rows[part])
     return results

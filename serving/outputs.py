@@ -30,7 +30,7 @@ from serving.threads import run_to_its_end
 NPZ_MEDIA_TYPE = "application/x-npz"
 DEFLATE_LEVEL = 1  # of ISA-L's 0 to 3: embeddings hardly deflate, higher levels take longer and gain nothing
 DEFLATE_FROM_BYTES = 2_048  # a smaller member gains less than 1%, and takes twice as long
-MEMORY_BYTES = 1_000_000  # up to which a npz is made in memory
+MEMORY_BYTES = 8_000_000  # up to which a npz is made in memory
 RAW_DEFLATE = -15  # window bits without zlib's header, as a zip member has it
 REMEMBERED_S = 86_400  # how long an expired id is told from one that never was
 _REQUEST_ID = re.compile(r"\d{10}_[0-9a-f]{32}")

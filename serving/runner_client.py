@@ -30,6 +30,7 @@ CONNECT_TIMEOUT_S = 5.0
 MAX_ATTEMPTS = 3  # a call that the runner died of so often is held to be the cause
 RESTART_S = 180.0  # that a call waits for a runner which is being started anew
 POLL_EVERY_S = 0.1
+READ_BYTES = 2_000_000  # that are taken from the socket before the reader must have fetched them
 # Of the time in which a full queue is worked off: for so long new requests are refused without asking the runner,
 # which has better to do than to refuse
 FULL_SHARE = 0.05
@@ -196,5 +197,5 @@ class RunnerClient:
             else:
                 connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_S)
                 base = self._url.geturl()
-            self._sessions[method] = aiohttp.ClientSession(base, connector=connector)
+            self._sessions[method] = aiohttp.ClientSession(base, connector=connector, read_bufsize=READ_BYTES)
         return self._sessions[method]

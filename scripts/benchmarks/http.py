@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_service_arguments(parser)
     parser.add_argument("--clients", type=int, default=16, help="at a time (default: 16)")
     parser.add_argument("--per-request", type=int, default=8, help="proteins of a request (default: 8)")
-    parser.add_argument("--requests", type=int, default=2, help="of each client in a round (default: 2)")
+    parser.add_argument("--requests", type=int, default=4, help="of each client in a round (default: 4)")
     parser.add_argument("--max-length", type=int, default=1000, help="longer ones are left out (default: 1000)")
     parser.add_argument("--rounds", type=int, default=3, help="timed turns of each (default: 3)")
     parser.add_argument("--compare", default="", help=f"other services, comma-separated: {', '.join(PEERS)}")
