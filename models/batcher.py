@@ -174,7 +174,7 @@ class Batcher(Generic[ItemT, ResultT]):
         now = asyncio.get_running_loop().time()
         rate = self._cost_per_s()
         works: list[_Work[ItemT, ResultT]] = []
-        ahead = 0
+        ahead, is_bulk = 0, priority == "bulk"
         for item in items:
             cost = self._cost(item)
             ahead += cost
@@ -182,9 +182,9 @@ class Batcher(Generic[ItemT, ResultT]):
             work = self._works.get(item)
             if work is not None:
                 self._statistics.num_joined += 1
-                self._schedule.join(work.entry, due)
+                self._schedule.join(work.entry, due, is_bulk)
             else:
-                work = _Work(Entry(item, cost, now, due), asyncio.get_running_loop().create_future())
+                work = _Work(Entry(item, cost, now, due, is_bulk), asyncio.get_running_loop().create_future())
                 self._works[item] = work
                 self._schedule.put(work.entry)
             works.append(work)

@@ -20,6 +20,8 @@ STRETCH = 10.0
 Priority = Literal["interactive", "bulk"]
 # Seconds by which an item is due after it came: bulk work goes behind what is urgent, for so long and no longer
 DELAYS_S: dict[Priority, float] = {"interactive": 0.0, "bulk": 10.0}
+# Of a batch's budget, up to which bulk work may join what somebody waits for: it would make that slower
+BULK_SHARE = 0.5
 
 
 @dataclass(eq=False)
@@ -33,6 +35,7 @@ class Entry(Generic[ItemT]):
     cost: int
     arrived: float
     due: float
+    is_bulk: bool = False
     num_callers: int = 1
     goes_alone: bool = False
     is_waiting: bool = field(default=False, init=False)
@@ -55,9 +58,10 @@ class Schedule(Generic[ItemT]):
         self.size += 1
         self._place(entry)
 
-    def join(self, entry: Entry[ItemT], due: float) -> None:
+    def join(self, entry: Entry[ItemT], due: float, is_bulk: bool = False) -> None:
         """One more caller for an entry, which goes as early as the most urgent of them wants."""
         entry.num_callers += 1
+        entry.is_bulk &= is_bulk
         if due < entry.due:
             entry.due = due
             if entry.is_waiting:
@@ -81,15 +85,21 @@ class Schedule(Generic[ItemT]):
         return self._heap[0][2] if self._heap else None
 
     def pick(self, budget: int, max_items: int) -> list[Entry[ItemT]]:
-        """The next entries in order, as much as the budget holds, one at least; one that goes alone, alone."""
+        """The next entries in order, as much as the budget holds, one at least; one that goes alone, alone.
+
+        Bulk work joins others up to BULK_SHARE of the budget.
+        """
         batch: list[Entry[ItemT]] = []
         spent = 0
+        is_bulk = True
         while (entry := self.first()) is not None:
+            room = budget if is_bulk or not entry.is_bulk else BULK_SHARE * budget
             if batch and (
-                spent + entry.cost > budget or len(batch) >= max_items or entry.goes_alone or batch[0].goes_alone
+                spent + entry.cost > room or len(batch) >= max_items or entry.goes_alone or batch[0].goes_alone
             ):
                 break
             spent += entry.cost
+            is_bulk &= entry.is_bulk
             heapq.heappop(self._heap)
             self._take(entry)
             batch.append(entry)

@@ -51,6 +51,31 @@ def test_a_batch_has_so_many_items_at_most() -> None:
     assert [picked(schedule, max_items=2), picked(schedule, max_items=2)] == ["ab", "c"]
 
 
+def bulk(*entries: tuple[str, int, float]) -> list[Entry[str]]:
+    return [Entry(item, cost, 0.0, due, is_bulk=True) for item, cost, due in entries]
+
+
+def test_bulk_work_joins_what_is_waited_for_up_to_half_a_batch() -> None:
+    schedule, _ = filled(("a", 10, 1))
+    for entry in bulk(*((letter, 20, 11.0) for letter in "bcdefg")):
+        schedule.put(entry)
+    assert picked(schedule, budget=100) == "abc"
+    assert picked(schedule, budget=100) == "defg"  # among its like it fills the batch
+    schedule, _ = filled(("a", 60, 1), ("z", 30, 12))
+    for entry in bulk(("b", 20, 11)):
+        schedule.put(entry)
+    assert picked(schedule, budget=100) == "a"  # in order: what is behind does not overtake
+    assert picked(schedule, budget=100) == "bz"  # what is waited for joins bulk work as far as there is room
+
+
+def test_bulk_work_that_somebody_waits_for_is_none() -> None:
+    schedule, _ = filled(("a", 10, 1))
+    (entry,) = bulk(("b", 80, 11))
+    schedule.put(entry)
+    schedule.join(entry, due=2.0)
+    assert picked(schedule, budget=100) == "ab"
+
+
 def test_an_entry_goes_when_the_most_urgent_of_its_callers_wants() -> None:
     schedule, (_, b, c) = filled(("a", 1, 2), ("b", 1, 3), ("c", 1, 4))
     schedule.join(c, 1)
