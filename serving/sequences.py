@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Literal
@@ -71,21 +71,32 @@ def parse_fasta(text: str, limit: int | None = None) -> list[Record]:
     num_headers = text.count("\n>") + text.startswith(">")
     if limit is not None and num_headers > limit:
         raise TooManySequences(num_headers, limit)
-    ids: list[str] = []
-    parts: list[list[str]] = []
-    for number, line in enumerate(text.splitlines(), start=1):
+    return list(read_fasta(text.splitlines()))
+
+
+def read_fasta(lines: Iterable[str]) -> Iterator[Record]:
+    """Entries of a FASTA text that comes line by line.
+
+    Raises:
+        MalformedBody: as `parse_fasta`.
+    """
+    num_records, id = 0, ""
+    parts: list[str] = []
+    for number, line in enumerate(lines, start=1):
         line = line.strip()
         if line.startswith(">"):
+            if num_records:
+                yield Record(id, "".join(parts))
             words = line[1:].split(maxsplit=1)
-            ids.append(words[0] if words else default_id(len(ids)))
-            parts.append([])
+            id, parts = (words[0] if words else default_id(num_records)), []
+            num_records += 1
         elif line and not line.startswith(";"):  # ; is a comment in the oldest FASTA
-            if not parts:
+            if not num_records:
                 raise MalformedBody(f"FASTA line {number} comes before the first header: {line[:40]!r}")
-            parts[-1].append(line)
-    if not ids:
+            parts.append(line)
+    if not num_records:
         raise MalformedBody("no FASTA header (a line that starts with '>') in the text")
-    return [Record(id, "".join(lines)) for id, lines in zip(ids, parts, strict=True)]
+    yield Record(id, "".join(parts))
 
 
 def default_id(index: int) -> str:
