@@ -27,6 +27,7 @@ from serving import errors
 from serving.admission import Admission
 from serving.app import ExplainPlainErrors, create_app
 from serving.gateway import Gateway
+from serving.jobs.store import JobStore
 from serving.outputs import NPZ_MEDIA_TYPE, NpzWriter, describe, writing
 from serving.pipeline import MemorySink
 from serving.redis import EmbeddedRedis, RedisStartError
@@ -41,7 +42,7 @@ from serving.threads import run_to_its_end
 os.environ.setdefault("BENTOML_DO_NOT_TRACK", "1")
 settings = load_settings_or_exit()
 configure_logging(settings.log_level)
-app = create_app()
+app = create_app(settings.role)
 
 
 def resolve(entry: str) -> bentoml.Model:
@@ -116,6 +117,7 @@ class _Gateway:
         """Once, before the port opens: the data folder, and a Redis where none is given."""
         try:
             settings.make_folders()
+            JobStore(settings.jobs_url, settings.data_dir).check()
             if settings.redis_url is None:
                 EmbeddedRedis(settings.data_dir, settings.redis_max_memory_mb).start()
         except (SettingsError, RedisStartError) as error:
@@ -195,5 +197,6 @@ ProteinEmbeddingService.add_asgi_middleware(
     Admission,
     max_requests=settings.max_concurrent_requests,
     max_body_bytes=int(settings.max_body_mb * 1e6),
+    max_bytes_of={"/embeddings/jobs/submit": int(settings.max_job_mb * 1e6)},
 )
 ProteinEmbeddingService.add_asgi_middleware(EndForWhoLeft)

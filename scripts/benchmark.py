@@ -9,6 +9,7 @@
     python -m scripts.benchmark fairness --compare bentoml
     python -m scripts.benchmark scaling
     python -m scripts.benchmark overload --factor 3 --seconds 60
+    python -m scripts.benchmark jobs --fasta proteins.fasta
 
 Figures of one run can be compared with each other; machines differ, and shared ones differ from hour to hour.
 """
@@ -18,7 +19,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from scripts.benchmarks import cache, curves, engine, fairness, http, outputs, overload, precision, scaling
+from scripts.benchmarks import cache, curves, engine, fairness, http, jobs, outputs, overload, precision, scaling
 
 SUBJECTS = {
     "engine": engine,
@@ -30,6 +31,7 @@ SUBJECTS = {
     "fairness": fairness,
     "scaling": scaling,
     "overload": overload,
+    "jobs": jobs,
 }
 
 

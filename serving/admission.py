@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -17,12 +19,16 @@ class Admission:
     Args:
         max_requests: that are worked on at the same time.
         max_body_bytes: of one body; counted while it is read, so that no more than that is ever held.
+        max_bytes_of: the same for some paths.
     """
 
-    def __init__(self, app: ASGIApp, max_requests: int, max_body_bytes: int) -> None:
+    def __init__(
+        self, app: ASGIApp, max_requests: int, max_body_bytes: int, max_bytes_of: Mapping[str, int] | None = None
+    ) -> None:
         self._app = app
         self._max_requests = max_requests
         self._max_body_bytes = max_body_bytes
+        self._max_bytes_of = max_bytes_of or {}
         self._num_requests = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -40,9 +46,10 @@ class Admission:
             self._num_requests -= 1
 
     async def _read_within_limit(self, scope: Scope, receive: Receive, send: Send) -> None:
-        too_large = BodyTooLarge(f"the body is over {self._max_body_bytes / 1e6:g} MB")
+        max_bytes = self._max_bytes_of.get(scope["path"], self._max_body_bytes)
+        too_large = BodyTooLarge(f"the body is over {max_bytes / 1e6:g} MB")
         announced = Headers(scope=scope).get("content-length", "0")
-        if announced.isdecimal() and int(announced) > self._max_body_bytes:
+        if announced.isdecimal() and int(announced) > max_bytes:
             await reply_to(too_large)(scope, receive, send)
             return
         num_bytes, has_begun = 0, False
@@ -51,22 +58,20 @@ class Admission:
             nonlocal num_bytes
             message = await receive()
             num_bytes += len(message.get("body", b""))
-            if num_bytes > self._max_body_bytes:
+            if num_bytes > max_bytes:
                 raise too_large
             return message
 
         async def pass_on(message: Message) -> None:
             nonlocal has_begun
-            if (
-                has_begun or num_bytes <= self._max_body_bytes
-            ):  # else whoever read the body explains it his own way
+            if has_begun or num_bytes <= max_bytes:  # else whoever read the body explains it his own way
                 has_begun = True
                 await send(message)
 
         try:
             await self._app(scope, count, pass_on)
         except Exception:
-            if num_bytes <= self._max_body_bytes:
+            if num_bytes <= max_bytes:
                 raise
-        if num_bytes > self._max_body_bytes and not has_begun:
+        if num_bytes > max_bytes and not has_begun:
             await reply_to(too_large)(scope, receive, send)

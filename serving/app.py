@@ -17,21 +17,24 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from models.catalogue import UnknownModel
 from serving.errors import ServiceError, status_of
 from serving.replies import reply_to
-from serving.routes import cache, embeddings, models, operations
-from serving.settings import TITLE, VERSION
+from serving.routes import cache, embeddings, jobs, models, operations
+from serving.settings import TITLE, VERSION, Role
 
 logger = logging.getLogger(__name__)
 
 
-def create_app() -> FastAPI:
-    """The application; `app.state.gateway` is set before it serves. The documentation pages need no internet."""
+def create_app(role: Role = "all") -> FastAPI:
+    """The application; `app.state.gateway` is set before it serves. The documentation pages need no internet.
+
+    role: of this process; one that works on jobs alone is asked how it is, and nothing else.
+    """
     app: FastAPI = FastAPIOffline(
         title=TITLE,
         version=VERSION,
         description="Protein sequences in, embeddings of protein language models out.",
         lifespan=_lifespan,
     )
-    for family in (embeddings, cache, models, operations):
+    for family in (operations,) if role == "worker" else (embeddings, jobs, cache, models, operations):
         app.include_router(family.router)
     app.add_exception_handler(ServiceError, _explain)
     app.add_exception_handler(UnknownModel, _explain)

@@ -89,6 +89,14 @@ class ExpiredOutput(ServiceError):
     title = "Expired"
 
 
+class UnknownJob(ServiceError):
+    title = "Not found"
+
+
+class JobNotDone(ServiceError):
+    title = "Not done"
+
+
 class RunnerUnavailable(ServiceError):
     title = "Runner unavailable"
     retry_after_s = 15.0  # BentoML looks after its processes every 10 seconds, and then loads the model
@@ -112,6 +120,8 @@ STATUS: dict[type[Exception], int] = {
     MalformedBody: 400,
     UnknownModel: 404,
     UnknownOutput: 404,
+    UnknownJob: 404,
+    JobNotDone: 409,
     ExpiredOutput: 410,
     TooManySequences: 413,
     BodyTooLarge: 413,

@@ -158,6 +158,17 @@ SERVICE_CONFIG: dict[str, Any] = {
         "timeout_seconds": 600.0,
     },
     "redis": {"url": "redis://***@redis:6379", "ttl_days": 30.0, "compression_level": 6, "max_memory_mb": None},
+    "jobs": {
+        "role": "all",
+        "place": "local",
+        "concurrency": 1,
+        "lease_seconds": 10.0,
+        "result_ttl_hours": 72.0,
+        "max_sequences_per_job": 100_000,
+        "max_job_mb": 512.0,
+        "max_jobs_per_key": 100,
+        "max_job_sequences_per_key": 1_000_000,
+    },
     "features": {
         "binary_downloads": True,
         "full_embeddings": True,
@@ -181,4 +192,47 @@ ERROR: dict[str, Any] = {
     "error": "Invalid sequence",
     "detail": "sequence 1 (P12345): 'J' at position 4 is leucine or isoleucine, in no model's vocabulary",
     "items": [{"index": 1, "id": "P12345", "position": 4, "character": "J", "reason": "'J' at position 4 is ..."}],
+}
+
+_JOB_ID = "1763683200_5f0c2a9b6d1e4387a0b9c8d7e6f50413"
+JOB_SUBMITTED: dict[str, Any] = {
+    "job_id": _JOB_ID,
+    "status": "queued",
+    "status_link": f"/embeddings/jobs/{_JOB_ID}",
+    "num_sequences": 2768,
+    "num_residues": 1_389_416,
+    "num_invalid": 1,
+    "num_truncated": 0,
+    "invalid": [{"index": 7, "id": "P12345", "reason": "4 residues; the least is 10"}],
+}
+JOB_STATUS: dict[str, Any] = {
+    "job_id": _JOB_ID,
+    "status": "running",
+    "model": "esm2_t33_650M",
+    "tag": "esm2-t33-650m:0f2c6b1a9d3e",
+    "options": {
+        "pooled": True,
+        "dtype": "float16",
+        "max_length": None,
+        "on_too_long": "error",
+        "format": "h5",
+    },
+    "submitted_at": "2026-11-21T00:00:00Z",
+    "started_at": "2026-11-21T00:00:01Z",
+    "ended_at": None,
+    "progress": {
+        "sequences": 1200,
+        "total_sequences": 2768,
+        "residues": 600_000,
+        "total_residues": 1_389_416,
+        "cached_share": 0.25,
+        "failed": 1,
+        "residues_per_s": 30_000.0,
+        "eta_s": 26.3,
+    },
+    "errors": [{"index": 7, "id": None, "reason": "4 residues; the least is 10"}],
+    "reason": None,
+    "download_link": None,
+    "size_bytes": None,
+    "is_expired": False,
 }

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import redis.asyncio
 from fastapi import Request
@@ -14,7 +15,13 @@ from fastapi import Request
 from models.catalogue import Model, find
 from serving import redis as redis_server
 from serving.cache import Cache
+from serving.closing import told_to_end
 from serving.errors import InvalidRequest
+from serving.jobs.measures import Measures
+from serving.jobs.queue import JobQueue, Quota
+from serving.jobs.service import JobService
+from serving.jobs.store import JobStore
+from serving.jobs.worker import JobWorker
 from serving.outputs import OutputStore
 from serving.parts import MIN_WINDOW, Options
 from serving.pipeline import Pipeline
@@ -22,11 +29,13 @@ from serving.runners import ServedModel, Terms
 from serving.schemas import ComputeOptions
 from serving.sequences import Limits, Protein, Record, clean_all
 from serving.settings import Settings
+from serving.tasks import end
 
 logger = logging.getLogger(__name__)
 
 SWEEP_EVERY_S = 60.0
 COUNT_EVERY_S = 1.0
+MEASURE_EVERY_S = 5.0
 TIMEOUT_HEADER = "X-Request-Timeout"  # seconds
 
 
@@ -40,6 +49,8 @@ class Gateway:
     cache: Cache
     outputs: OutputStore
     pipeline: Pipeline
+    jobs: JobService
+    is_closing: asyncio.Event = field(default_factory=asyncio.Event)
 
     @classmethod
     def build(cls, settings: Settings, served: Mapping[str, ServedModel]) -> Gateway:
@@ -51,7 +62,13 @@ class Gateway:
             ttl_s=settings.download_ttl_minutes * 60,
             writing_s=settings.request_timeout_s + 60,
         )
-        return cls(settings, served, client, cache, outputs, Pipeline(cache))
+        jobs = JobService(
+            JobQueue(client, settings.job_lease_s, ttl_s=settings.job_result_ttl_hours * 3600),
+            JobStore(settings.jobs_url, scratch=settings.data_dir / "scratch"),
+            Quota(settings.max_jobs_per_key, settings.max_job_sequences_per_key),
+            Measures(),
+        )
+        return cls(settings, served, client, cache, outputs, Pipeline(cache), jobs)
 
     def prepare(
         self, served: ServedModel, records: Sequence[Record], wanted: ComputeOptions
@@ -62,15 +79,23 @@ class Gateway:
             InvalidRequest: `max_length` is out of bounds, or there is no sequence.
             TooManySequences, InvalidSequences: as `clean_all`.
         """
+        limits = self.limits(wanted, self.settings.max_sequences_per_request)
+        window = limits.max_length if wanted.on_too_long == "window" else None
+        return clean_all(records, served.model, limits), Options(wanted.pooled, wanted.dtype, window)
+
+    def limits(self, wanted: ComputeOptions, max_sequences: int) -> Limits:
+        """What the sequences of a request must keep to.
+
+        Raises:
+            InvalidRequest: `max_length` is out of bounds.
+        """
         s = self.settings
         max_length = wanted.max_length or s.max_sequence_length
         if not s.min_sequence_length <= max_length <= s.max_sequence_length:
             raise InvalidRequest(f"max_length: {max_length} is not in {length_range(s)}")
-        limits = Limits(s.min_sequence_length, max_length, s.max_sequences_per_request, wanted.on_too_long)
         if wanted.on_too_long == "window" and max_length < min(MIN_WINDOW, s.max_sequence_length):
             raise InvalidRequest(f"max_length: {max_length}; windows have {MIN_WINDOW} residues at least")
-        window = max_length if wanted.on_too_long == "window" else None
-        return clean_all(records, served.model, limits), Options(wanted.pooled, wanted.dtype, window)
+        return Limits(s.min_sequence_length, max_length, max_sequences, wanted.on_too_long)
 
     def terms(self, headers: Mapping[str, str]) -> Terms:
         """On which a request that comes now is worked on: within its own time limit, if it names a shorter one.
@@ -109,22 +134,43 @@ class Gateway:
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """While this is open, counts are written and old downloads are deleted; at its end Redis is let go."""
-        tasks = [asyncio.create_task(work) for work in (self._sweep_for_ever(), self._count_for_ever())]
+        """While this is open, jobs are worked on, counts are written and old files are deleted.
+
+        At its end jobs are handed back, and Redis is let go.
+        """
+        work = [self._sweep_for_ever(), self._count_for_ever(), self._measure_for_ever()]
+        if self.settings.role != "api":
+            jobs = self.jobs
+            worker = JobWorker(jobs.queue, jobs.store, self.pipeline, self.served, jobs.measures)
+            work += [self._until_closing(worker.run()) for _ in range(self.settings.job_concurrency)]
+        with told_to_end(self.is_closing):
+            tasks = [asyncio.create_task(each) for each in work]
+            try:
+                yield
+            finally:
+                await asyncio.gather(*(end(task) for task in tasks))
+                await self.cache.write_counts()
+                await asyncio.gather(*(served.runner.close() for served in self.served.values()))
+                await self.client.aclose()
+
+    async def _until_closing(self, work: Coroutine[Any, Any, None]) -> None:
+        """Jobs are handed back when the process is told to end, not when its last client has left."""
+        task, closing = asyncio.create_task(work), asyncio.create_task(self.is_closing.wait())
         try:
-            yield
+            await asyncio.wait([task, closing], return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            await self.cache.write_counts()
-            await asyncio.gather(*(served.runner.close() for served in self.served.values()))
-            await self.client.aclose()
+            await asyncio.gather(end(task), end(closing))
 
     async def _count_for_ever(self) -> None:
         while True:
             await asyncio.sleep(COUNT_EVERY_S)
             await self.cache.write_counts()
+
+    async def _measure_for_ever(self) -> None:
+        while True:
+            with contextlib.suppress(*redis_server.REDIS_ERRORS):
+                await self.jobs.note_depths(self.served)
+            await asyncio.sleep(MEASURE_EVERY_S)
 
     async def _sweep_for_ever(self) -> None:
         while True:
@@ -132,8 +178,9 @@ class Gateway:
                 deleted = await asyncio.to_thread(self.outputs.sweep)
                 logger.debug("deleted %d expired outputs", deleted)
                 await self.outputs.forget()
+                await self.jobs.sweep()
             except redis_server.REDIS_ERRORS as error:
-                logger.warning("the outputs cannot be swept: %s", error)
+                logger.warning("outputs and jobs cannot be swept: %s", error)
             await asyncio.sleep(SWEEP_EVERY_S)
 
 

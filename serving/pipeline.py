@@ -196,7 +196,9 @@ class _Request:
         for place, embedding in computed:
             if self._has_right_keys and embedding.nbytes <= MAX_CACHED_BYTES:
                 self._unwritten[self.keys[place]] = embedding
-        if sum(embedding.nbytes for embedding in self._unwritten.values()) >= WRITE_BYTES:
+        # Whoever takes over the job of a worker that dies finds what it computed
+        is_of_job = terms.priority == "bulk"
+        if is_of_job or sum(embedding.nbytes for embedding in self._unwritten.values()) >= WRITE_BYTES:
             await self.flush()
 
     def _take(self, parts: Sequence[Part], reply: Reply) -> list[tuple[int, np.ndarray]]:

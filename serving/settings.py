@@ -18,6 +18,8 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from models.catalogue import CATALOGUE, MINI, UnknownModel, find
 
+Role = Literal["all", "api", "worker"]
+
 TITLE = "Protein Embedding Service"
 _ENTRY = re.compile(r"\w+(:[\w.-]+)?")
 VERSION = "1.0.0"  # of the service; pyproject.toml says the same
@@ -85,6 +87,30 @@ class Settings(BaseSettings):
     max_sequence_length: int = Field(5000, ge=1, le=1_000_000, description="residues of a sequence at most")
     max_sequences_per_request: int = Field(100, ge=1, le=100_000, description="sequences of a request at most")
     download_ttl_minutes: float = Field(10, gt=0, le=100_000, description="minutes that a download is kept")
+
+    role: Role = Field(
+        "all", description="`api` takes jobs in and does not work on them, `worker` works on them alone"
+    )
+    output_url: str | None = Field(
+        None,
+        description="place of the jobs' files: a folder, or a URL that fsspec reaches, `s3://bucket/prefix`, say; "
+        "all gateways must see it; unset: `jobs` in DATA_DIR",
+    )
+    job_concurrency: int = Field(1, ge=1, le=64, description="jobs that one gateway worker works on at a time")
+    job_lease_s: float = Field(
+        10, ge=1, le=3600, description="seconds after which the job of a worker that vanished goes to another"
+    )
+    job_result_ttl_hours: float = Field(72, gt=0, le=10_000, description="hours that a job's result is kept")
+    max_sequences_per_job: int = Field(100_000, ge=1, le=10_000_000, description="sequences of a job at most")
+    max_job_mb: float = Field(
+        512, gt=0, le=100_000, description="megabytes of a job's submission at most, uncompressed too"
+    )
+    max_jobs_per_key: int = Field(
+        100, ge=1, le=100_000, description="jobs of one owner that are queued or running at most"
+    )
+    max_job_sequences_per_key: int = Field(
+        1_000_000, ge=1, description="sequences in them at most; one job is always taken"
+    )
 
     redis_url: str | None = Field(
         None,
@@ -159,6 +185,11 @@ class Settings(BaseSettings):
         user = "***@" if host != netloc else ""
         masked_query = "?***" if query else ""  # a password may stand there too
         return f"{scheme}://{user}{host}{slash}{path}{masked_query}"
+
+    @property
+    def jobs_url(self) -> str:
+        """Where the jobs' files are."""
+        return self.output_url or str(self.data_dir / "jobs")
 
     def make_folders(self) -> None:
         """Makes the data folder and tries to write there.

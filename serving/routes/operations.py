@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from fastapi import APIRouter, Depends, Response
 
@@ -20,6 +21,11 @@ CACHE_TIMEOUT_S = 2.0
 ENDPOINTS = [
     "/embeddings/compute/{model}",
     "/embeddings/download/{model}/numpy/{request_id}",
+    "/embeddings/jobs/submit",
+    "/embeddings/jobs",
+    "/embeddings/jobs/{job_id}",
+    "/embeddings/jobs/{job_id}/events",
+    "/embeddings/jobs/{job_id}/result",
     "/embeddings/health",
     "/embeddings/cache/stats",
     "/embeddings/cache/clear",
@@ -101,6 +107,17 @@ async def config(gateway: Annotated[Gateway, Depends(gateway_of)]) -> ServiceCon
             "ttl_days": s.redis_ttl_days,
             "compression_level": s.redis_compression_level,
             "max_memory_mb": s.redis_max_memory_mb if s.redis_url is None else None,
+        },
+        jobs={
+            "role": s.role,
+            "place": urlsplit(s.jobs_url).scheme or "local",
+            "concurrency": s.job_concurrency,
+            "lease_seconds": s.job_lease_s,
+            "result_ttl_hours": s.job_result_ttl_hours,
+            "max_sequences_per_job": s.max_sequences_per_job,
+            "max_job_mb": s.max_job_mb,
+            "max_jobs_per_key": s.max_jobs_per_key,
+            "max_job_sequences_per_key": s.max_job_sequences_per_key,
         },
         features={
             "binary_downloads": True,

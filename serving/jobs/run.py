@@ -1,0 +1,299 @@
+"""One worker's work on one job: its windows, the files that they make, the result that is put together of them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+
+from models.planning import cost
+from models.wire import decode_reply, encode_reply
+from serving.errors import InferenceFailed
+from serving.jobs.measures import Measures
+from serving.jobs.queue import JobQueue, Lease, LeaseLost
+from serving.jobs.records import Progress
+from serving.jobs.store import Entry, JobStore
+from serving.jobs.windows import Embedder, Window
+from serving.parts import Options
+from serving.pipeline import Pipeline
+from serving.redis import REDIS_ERRORS
+from serving.results import Result, file_name, write
+from serving.runners import ServedModel
+from serving.tasks import end
+from serving.threads import run_to_its_end
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+NOTE_EVERY_S = 0.5
+PAUSE_S = 1.0  # while Redis is away
+STORE_PAUSE_S = 5.0
+STORE_PATIENCE_S = 3600.0
+MAX_TRIES = 10  # workers that may vanish with a job, one after another, before the job is held to be the cause
+# A window is what is computed in so many seconds, within bounds of cost and of the embeddings' size
+WINDOW_S = 2.0
+WINDOW_TOKENS = (16_384, 1_048_576)
+WINDOW_BYTES = 64_000_000
+
+
+class _Stopped(Exception):
+    """Raised in a thread whose job is no longer this worker's."""
+
+
+class Run:
+    """Args:
+    lease: on the job.
+    served: the job's model, as it is served here.
+    """
+
+    def __init__(
+        self,
+        lease: Lease,
+        served: ServedModel,
+        queue: JobQueue,
+        store: JobStore,
+        pipeline: Pipeline,
+        measures: Measures,
+    ) -> None:
+        self._lease, self._job, self._served = lease, lease.job, served
+        self._queue, self._store, self._measures = queue, store, measures
+        options = lease.job.order.options
+        window = options.max_length if options.on_too_long == "window" else None
+        self._options = Options(options.pooled, options.dtype, window)
+        self._embedder = Embedder(pipeline, served, self._options, self._explain_wait)
+        self._progress = lease.job.progress
+        self._windows: list[Window] = []  # under way
+        self._window_tokens = WINDOW_TOKENS[0]
+        self._last_noted = time.perf_counter()
+        self._is_over = threading.Event()
+        self._is_noting = asyncio.Lock()  # else a window that was noted would count as under way too
+
+    def stop(self) -> None:
+        """Lets threads end; `work` is to be cancelled then."""
+        self._is_over.set()
+
+    async def work(self) -> None:
+        """The rest of the job. Its outcome is noted in Redis, whatever it is, unless the lease is lost."""
+        job = self._job
+        logger.info("job %s: taken at sequence %d of %d", job.id, self._progress.next, job.order.num_sequences)
+        if job.tries > 1 or self._progress.next:
+            self._measures.retries.labels(job.order.model).inc()
+        try:
+            if job.tries > MAX_TRIES:
+                raise InferenceFailed(f"{MAX_TRIES} workers vanished at sequence {self._progress.next}")
+            if job.order.tag != self._served.tag:
+                await self._until_redis_answers(lambda: self._queue.restart(self._lease, self._served.tag))
+                self._progress = Progress()
+            await self._embed_windows()
+            name, size_bytes = await self._until_stored(self._put_together, await self._parts())
+            await self._end("done", result=name, result_bytes=size_bytes)
+            await self._in_thread(self._store.keep_only, job.id, name)
+        except (LeaseLost, _Stopped):
+            await self._tidy()
+        except asyncio.CancelledError:
+            await asyncio.shield(self._tidy())
+            raise
+        except Exception as error:
+            logger.exception("job %s failed", job.id)
+            reason = str(error) if isinstance(error, InferenceFailed) else f"{type(error).__name__}: {error}"
+            with contextlib.suppress(LeaseLost):  # it may be done, or another worker's
+                await self._end("failed", reason=reason)
+            await self._tidy()
+
+    async def _end(self, state: str, **fields: str | int) -> None:
+        await self._until_redis_answers(lambda: self._queue.end(self._lease, state=state, **fields))
+        self._measures.durations.labels(self._job.order.model, state).observe(
+            max(0.0, time.time() - self._job.submitted_at)
+        )
+        logger.info("job %s: %s", self._job.id, state)
+
+    async def _tidy(self) -> None:
+        """Deletes the files of a job that nobody wants: it failed, or was cancelled, after which some were written."""
+        with contextlib.suppress(*REDIS_ERRORS):
+            if not await self._queue.is_wanted(self._job.id):
+                await self._in_thread(self._store.delete, self._job.id)
+
+    async def _embed_windows(self) -> None:
+        """The rest of the sequences. While a window is computed, the next one is under way, so no device waits."""
+        note = asyncio.create_task(self._note_live())
+        tasks: list[asyncio.Task[None]] = []
+        try:
+            while (window := await self._in_thread(self._next_window)) is not None:
+                self._windows.append(window)
+                tasks.append(asyncio.create_task(self._embedder.embed(window)))
+                if len(tasks) > 1:
+                    await tasks[0]
+                    await self._note(self._windows[0])
+                    del tasks[0]
+            if tasks:
+                await tasks[0]
+                await self._note(self._windows[0])
+        finally:
+            for task in (note, *tasks):
+                await end(task)
+
+    def _next_window(self) -> Window | None:
+        """What follows the windows under way, as much as is computed in WINDOW_S; None at the end."""
+        first, offset = self._progress.next, self._progress.offset
+        if self._windows:
+            first, offset = self._windows[-1].next, self._windows[-1].behind
+        if first >= self._job.order.num_sequences:
+            return None
+        entries: list[Entry] = []
+        tokens = size_bytes = 0
+        with contextlib.closing(self._store.entries(self._job.id, offset)) as found:
+            for entry, behind in found:
+                tokens += self._cost(entry)
+                size_bytes += self._size_bytes(entry)
+                if entries and (tokens > self._window_tokens or size_bytes > WINDOW_BYTES):
+                    break
+                entries.append(entry)
+                offset = behind
+        if not entries:
+            raise InferenceFailed(f"the input ends at sequence {first}")
+        return Window(first, entries, offset)
+
+    def _cost(self, entry: Entry) -> int:
+        if entry.sequence is None:
+            return 0
+        return cost(min(entry.length, self._options.window or entry.length), self._served.model.dim)
+
+    def _size_bytes(self, entry: Entry) -> int:
+        rows = 1 if self._options.pooled else entry.length
+        return rows * self._served.model.dim * np.dtype(self._options.dtype).itemsize
+
+    async def _note(self, window: Window) -> None:
+        """The first of the windows under way is done: written, and noted for good."""
+        assert window is self._windows[0]
+        part = f"part-{window.first:09d}-{self._lease.token}"
+        await self._until_stored(self._write_part, part, window.results())
+        before = self._progress
+        seen = {*before.precision.split("+"), window.precision} - {""}
+        progress = Progress(
+            next=window.next,
+            offset=window.behind,
+            residues=before.residues + window.num_residues,
+            num_cached=before.num_cached + window.num_cached,
+            num_failed=before.num_failed + len(window.failed),
+            precision="+".join(sorted(seen)),
+        )
+        errors = {window.first + place: reason for place, reason in sorted(window.failed.items())}
+        async with self._is_noting:
+            await self._until_redis_answers(
+                lambda: self._queue.advance(self._lease, window.first, part, progress, errors)
+            )
+            self._progress = progress
+            self._windows.pop(0)
+        self._measures.windows.labels(self._job.order.model).inc()
+        now = time.perf_counter()
+        tokens_per_s = sum(map(self._cost, window.entries)) / (now - self._last_noted)
+        self._last_noted = now
+        least, most = WINDOW_TOKENS
+        self._window_tokens = int(min(most, max(least, tokens_per_s * WINDOW_S)))
+
+    async def _note_live(self) -> None:
+        """How far the windows under way are goes to Redis."""
+        noted = 0
+        while True:
+            await asyncio.sleep(NOTE_EVERY_S)
+            async with self._is_noting:
+                if (now := sum(window.num_done for window in self._windows)) != noted:
+                    noted = now
+                    residues = sum(window.num_residues for window in self._windows)
+                    with contextlib.suppress(LeaseLost, *REDIS_ERRORS):
+                        await self._queue.renew(
+                            self._lease, live_sequences=now, live_residues=residues, reason=""
+                        )
+
+    async def _explain_wait(self, reason: str) -> None:
+        with contextlib.suppress(LeaseLost, *REDIS_ERRORS):
+            await self._queue.renew(self._lease, reason=f"waiting: {reason}")
+
+    def _write_part(self, name: str, results: Sequence[np.ndarray | Exception]) -> None:
+        content = encode_reply(results, self._served.model.dim, self._options.dtype, "", [])
+        self._store.write(self._job.id, name, content)
+
+    async def _parts(self) -> Sequence[str]:
+        while True:
+            try:
+                return await self._queue.parts(self._job.id)
+            except REDIS_ERRORS:
+                await asyncio.sleep(PAUSE_S)
+
+    def _put_together(self, parts: Sequence[str]) -> tuple[str, int]:
+        """The finished file: its name and size."""
+        options = self._job.order.options
+        name = f"{self._lease.token}-{file_name(options.format, options.pooled)}"
+        with self._store.making(self._job.id, name) as path:
+            write(path, options.format, self._results(parts), self._describe())
+        return name, self._store.size(self._job.id, name)
+
+    def _results(self, parts: Sequence[str]) -> Iterator[Result]:
+        entries = self._store.entries(self._job.id)
+        for part in parts:
+            reply = decode_reply(self._store.read(self._job.id, part))
+            start = 0
+            for place, num_rows in enumerate(reply.lengths):
+                if self._is_over.is_set():
+                    raise _Stopped
+                entry, _ = next(entries)
+                rows = reply.embeddings[start : start + num_rows]
+                start += num_rows
+                error = reply.errors.get(place)
+                embedding = None if error is not None else rows[0] if self._options.pooled else rows
+                yield Result(entry.id, entry.length, embedding, error)
+
+    def _describe(self) -> dict[str, Any]:
+        order = self._job.order
+        cut = {}
+        if order.options.on_too_long == "truncate":
+            found = (entry for entry, _ in self._store.entries(order.id))
+            cut = {entry.id: entry.truncated_from for entry in found if entry.truncated_from is not None}
+        return {
+            "model": order.model,
+            "tag": self._served.tag,
+            "trained": self._served.is_trained,
+            "precision": self._progress.precision,
+            "dtype": order.options.dtype,
+            "dim": self._served.model.dim,
+            "layer": "last",
+            "pooled": order.options.pooled,
+            "pooling": "mean over residues" if order.options.pooled else "none: one row a residue",
+            "on_too_long": order.options.on_too_long,
+            "window": self._options.window,
+            "truncated_from": cut,
+            "job_id": order.id,
+        }
+
+    async def _until_stored(self, work: Callable[..., T], *arguments: Any) -> T:
+        """A disk that is full, or a place that is away, is waited for; what was computed is not thrown away."""
+        deadline = time.monotonic() + STORE_PATIENCE_S
+        while True:
+            try:
+                return await self._in_thread(work, *arguments)
+            except OSError as error:
+                if time.monotonic() > deadline:
+                    raise
+                logger.warning("job %s waits for its store: %s", self._job.id, error)
+                await self._explain_wait(f"the results cannot be written ({error.strerror or error})")
+                await asyncio.sleep(STORE_PAUSE_S)
+
+    async def _in_thread(self, work: Callable[..., T], *arguments: Any) -> T:
+        return await run_to_its_end(lambda: work(*arguments))
+
+    async def _until_redis_answers(self, ask: Callable[[], Any]) -> None:
+        """What is to be noted is noted, however long Redis is away."""
+        while True:
+            try:
+                await ask()
+                return
+            except REDIS_ERRORS as error:
+                logger.warning("job %s waits for Redis: %s", self._job.id, error)
+                await asyncio.sleep(PAUSE_S)

@@ -1,0 +1,104 @@
+"""What the routes ask of jobs: submit one, look at it, cancel it, clean up behind them all."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+from serving.errors import InvalidRequest
+from serving.jobs.measures import Measures
+from serving.jobs.queue import JobQueue, Quota
+from serving.jobs.records import Job, Order, new_id
+from serving.jobs.store import JobStore
+from serving.jobs.submission import Contents, write_input
+from serving.results import check_format
+from serving.runners import ServedModel
+from serving.schemas import JobOptions
+from serving.sequences import Limits
+from serving.tasks import finish
+from serving.threads import run_to_its_end
+from serving.uploads import Upload
+
+logger = logging.getLogger(__name__)
+
+ORPHAN_S = 7200.0  # files without a job are deleted when they are so old: their submission has ended long ago
+
+
+@dataclass(frozen=True)
+class JobService:
+    """The queue and the files of jobs together."""
+
+    queue: JobQueue
+    store: JobStore
+    quota: Quota
+    measures: Measures
+
+    async def submit(
+        self, upload: Upload, served: ServedModel, options: JobOptions, limits: Limits, owner: str, key: str
+    ) -> tuple[str, Contents]:
+        """Writes the input of a new job and puts it into the queue; where that fails, nothing is left of it.
+
+        Returns:
+            Its id (or that of the job that this Idempotency-Key already has), and what the upload holds.
+        Raises:
+            InvalidRequest, and as `write_input` and `JobQueue.submit`.
+        """
+        check_format(options.format, options.pooled)
+        job_id, model = new_id(), served.model
+        try:
+            contents = await run_to_its_end(
+                lambda: write_input(upload, self.store, job_id, model, limits, options.format)
+            )
+        except BaseException:
+            await run_to_its_end(lambda: self.store.delete(job_id))
+            raise
+        order = Order(
+            job_id, owner, model.name, served.tag, options, contents.num_sequences, contents.num_residues
+        )
+        # Who leaves now leaves a job with its input, or neither
+        return await finish(self._enqueue(order, key)), contents
+
+    async def _enqueue(self, order: Order, key: str) -> str:
+        """Puts a job, whose input is written, into the queue. Returns as `JobQueue.submit`."""
+        taken = ""
+        try:
+            taken = await self.queue.submit(order, self.quota, key)
+        finally:
+            if taken != order.id:
+                await run_to_its_end(lambda: self.store.delete(order.id))
+        return taken
+
+    async def cancel(self, job: Job) -> bool:
+        """Whether it was queued or running. Its files are deleted."""
+        was_active = await self.queue.cancel(job)
+        if was_active:
+            await run_to_its_end(lambda: self.store.delete(job.id))
+        return was_active
+
+    async def sweep(self) -> None:
+        """Deletes the results whose time is over, and files that belong to no job."""
+        for job_id in await self.queue.expired():
+            await run_to_its_end(lambda job_id=job_id: self.store.delete(job_id))  # type: ignore[misc]
+            await self.queue.forget(job_id)
+        old = await run_to_its_end(lambda: self.store.older_than(ORPHAN_S))
+        known = await self.queue.known(old)
+        for job_id in old:
+            if job_id not in known:
+                logger.info("deleting the files of %s, which is no job", job_id)
+                await run_to_its_end(lambda job_id=job_id: self.store.delete(job_id))  # type: ignore[misc]
+
+    async def note_depths(self, models: Any) -> None:
+        for model in models:
+            self.measures.note(model, await self.queue.depth(model))
+
+
+def check_key(key: str | None) -> str:
+    """An Idempotency-Key as it is kept; "" for none.
+
+    Raises:
+        InvalidRequest: it is no short text.
+    """
+    if key is not None and not (0 < len(key) <= 255 and key.isprintable()):
+        raise InvalidRequest("Idempotency-Key: not 1 to 255 printable characters")
+    return key or ""

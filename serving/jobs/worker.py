@@ -1,0 +1,93 @@
+"""Takes jobs from the queue, one at a time, and holds each by its lease while it is worked on."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+from collections.abc import Mapping
+
+from serving.jobs.measures import Measures
+from serving.jobs.queue import JobQueue, Lease, LeaseLost
+from serving.jobs.run import Run
+from serving.jobs.store import JobStore
+from serving.pipeline import Pipeline
+from serving.redis import REDIS_ERRORS
+from serving.runners import ServedModel
+from serving.tasks import end
+
+logger = logging.getLogger(__name__)
+
+POLL_S = 0.25  # for a job, and for whether one's own job was cancelled
+PAUSE_S = 1.0  # while Redis is away
+
+
+class JobWorker:
+    """One slot of a worker process: one job at a time.
+
+    Args:
+        served: the models that run here, by name; only their jobs are taken.
+    """
+
+    def __init__(
+        self,
+        queue: JobQueue,
+        store: JobStore,
+        pipeline: Pipeline,
+        served: Mapping[str, ServedModel],
+        measures: Measures,
+    ) -> None:
+        self._queue, self._store, self._pipeline = queue, store, pipeline
+        self._served, self._measures = served, measures
+
+    async def run(self) -> None:
+        """For ever. Cancelled, it hands back the job that it has."""
+        while True:
+            token = secrets.token_hex(8)
+            try:
+                lease = await self._queue.take(list(self._served), token)
+            except REDIS_ERRORS as error:
+                logger.warning("no job can be taken: %s", error)
+                await asyncio.sleep(PAUSE_S)
+                continue
+            except ValueError:
+                logger.exception("a job is left alone: another version of the service may understand it")
+                continue
+            if lease is None:
+                await asyncio.sleep(POLL_S)
+            else:
+                await self._hold(lease)
+
+    async def _hold(self, lease: Lease) -> None:
+        """Works on a job while its lease is renewed; ends with the job, with the lease, or with this worker."""
+        served = self._served[lease.job.order.model]
+        run = Run(lease, served, self._queue, self._store, self._pipeline, self._measures)
+        task = asyncio.create_task(run.work())
+        was_cancelled = False
+        try:
+            while not task.done():
+                await asyncio.wait([task], timeout=POLL_S)
+                if not task.done() and not await self._is_held(lease):
+                    break
+        except asyncio.CancelledError:
+            was_cancelled = True
+        run.stop()
+        try:
+            await end(task)
+        except asyncio.CancelledError:
+            was_cancelled = True
+        if was_cancelled:
+            with contextlib.suppress(LeaseLost, *REDIS_ERRORS):  # then the lease lapses
+                await asyncio.shield(self._queue.hand_back(lease))
+            raise asyncio.CancelledError
+
+    async def _is_held(self, lease: Lease) -> bool:
+        try:
+            await self._queue.renew(lease)
+        except LeaseLost:
+            logger.info("job %s: cancelled, or another worker's", lease.job.id)
+            return False
+        except REDIS_ERRORS:  # while it is away, it gives the job to nobody else
+            pass
+        return True
