@@ -236,3 +236,4 @@ JOB_STATUS: dict[str, Any] = {
     "size_bytes": None,
     "is_expired": False,
 }
+JOB_LIST: dict[str, Any] = {"total": 1, "jobs": [JOB_STATUS | {"errors": []}]}

@@ -113,6 +113,8 @@ class JobStatus(BaseModel):
 
 
 class JobList(BaseModel):
+    model_config = ConfigDict(json_schema_extra={"example": examples.JOB_LIST})
+
     total: int
     jobs: list[JobStatus] = Field(description="without their errors")
 

@@ -14,20 +14,22 @@ logger = logging.getLogger(__name__)
 AGAIN_S = 0.2
 
 
-async def end(task: asyncio.Task[Any]) -> None:
-    """Cancels a task until it is done: redis-py, by asyncio.wait_for of Python 3.11, may forget a cancellation.
+async def end(*tasks: asyncio.Task[Any]) -> None:
+    """Cancels tasks until they are done: redis-py, by asyncio.wait_for of Python 3.11, may forget a cancellation.
 
-    Who is cancelled meanwhile goes when the task is done.
+    Who is cancelled meanwhile goes when all of them are done.
     """
     was_cancelled = False
-    while not task.done():
-        task.cancel()
+    while left := [task for task in tasks if not task.done()]:
+        for task in left:
+            task.cancel()
         try:
-            await asyncio.wait([task], timeout=AGAIN_S)
+            await asyncio.wait(left, timeout=AGAIN_S)
         except asyncio.CancelledError:
             was_cancelled = True
-    if not task.cancelled() and (error := task.exception()) is not None:
-        logger.error("a task failed", exc_info=error)
+    for task in tasks:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("a task failed", exc_info=error)
     if was_cancelled:
         raise asyncio.CancelledError
 

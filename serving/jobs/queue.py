@@ -27,7 +27,7 @@ RETRY_AFTER_S = 30.0  # jobs take a while
 
 
 class LeaseLost(Exception):
-    """The job is another worker's now, or was cancelled."""
+    """The job is another worker's now, or was cancelled, or Redis has it at another place than the worker."""
 
 
 @dataclass(frozen=True)
@@ -178,7 +178,7 @@ class JobQueue:
         keys = [_leased(job.order.model), _parts(job.id), _errors(job.id)]
         num_before = to.num_failed - len(errors)
         kept = {str(index): errors[index] for index in sorted(errors)[: max(0, MAX_LISTED_ERRORS - num_before)]}
-        head = [self._lease_s, part, place, json.dumps(kept)]
+        head = [self._lease_s, part, place, to.next, json.dumps(kept)]
         await self._call(self._advance, lease, keys, [job.id, *head, *_flat(to.to_fields())])
 
     async def restart(self, lease: Lease, tag: str) -> None:
@@ -197,10 +197,11 @@ class JobQueue:
         model = lease.job.order.model
         await self._call(self._hand_back, lease, [_leased(model), _queued(model)], [lease.job.id])
 
-    async def is_wanted(self, job_id: str) -> bool:
-        """Whether the files of a job are, or may become, of use."""
-        state = await cast(Awaitable[Any], self._client.hget(_job(job_id), "state"))
-        return state in (b"queued", b"running", b"done")
+    async def outcome(self, job_id: str) -> tuple[str, str]:
+        """The state of a job and the name of its result; "" where there is none."""
+        found = await cast(Awaitable[Any], self._client.hmget(_job(job_id), ["state", "result"]))
+        state, result = ((value or b"").decode() for value in found)
+        return state, result
 
     async def parts(self, job_id: str) -> Sequence[str]:
         """Names of the parts of a job's result, in order."""

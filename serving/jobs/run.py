@@ -25,7 +25,7 @@ from serving.pipeline import Pipeline
 from serving.redis import REDIS_ERRORS
 from serving.results import Result, file_name, write
 from serving.runners import ServedModel
-from serving.tasks import end
+from serving.tasks import end, finish
 from serving.threads import run_to_its_end
 
 logger = logging.getLogger(__name__)
@@ -49,8 +49,10 @@ class _Stopped(Exception):
 
 class Run:
     """Args:
-    lease: on the job.
-    served: the job's model, as it is served here.
+        lease: on the job.
+        served: the job's model, as it is served here.
+
+    is_ending: the lease may be gone because the job was ended here.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class Run:
         self._windows: list[Window] = []  # under way
         self._window_tokens = WINDOW_TOKENS[0]
         self._last_noted = time.perf_counter()
+        self.is_ending = False
         self._is_over = threading.Event()
         self._is_noting = asyncio.Lock()  # else a window that was noted would count as under way too
 
@@ -94,20 +97,18 @@ class Run:
             await self._embed_windows()
             name, size_bytes = await self._until_stored(self._put_together, await self._parts())
             await self._end("done", result=name, result_bytes=size_bytes)
-            await self._in_thread(self._store.keep_only, job.id, name)
         except (LeaseLost, _Stopped):
-            await self._tidy()
-        except asyncio.CancelledError:
-            await asyncio.shield(self._tidy())
-            raise
+            pass
         except Exception as error:
             logger.exception("job %s failed", job.id)
             reason = str(error) if isinstance(error, InferenceFailed) else f"{type(error).__name__}: {error}"
-            with contextlib.suppress(LeaseLost):  # it may be done, or another worker's
+            with contextlib.suppress(LeaseLost):
                 await self._end("failed", reason=reason)
-            await self._tidy()
+        finally:
+            await finish(self._tidy())
 
     async def _end(self, state: str, **fields: str | int) -> None:
+        self.is_ending = True
         await self._until_redis_answers(lambda: self._queue.end(self._lease, state=state, **fields))
         self._measures.durations.labels(self._job.order.model, state).observe(
             max(0.0, time.time() - self._job.submitted_at)
@@ -115,10 +116,15 @@ class Run:
         logger.info("job %s: %s", self._job.id, state)
 
     async def _tidy(self) -> None:
-        """Deletes the files of a job that nobody wants: it failed, or was cancelled, after which some were written."""
-        with contextlib.suppress(*REDIS_ERRORS):
-            if not await self._queue.is_wanted(self._job.id):
+        """Deletes what nobody wants: a failed or cancelled job's files, the parts of one that is done."""
+        try:
+            state, result = await self._queue.outcome(self._job.id)
+            if state == "done":
+                await self._in_thread(self._store.keep_only, self._job.id, result)
+            elif state not in ("queued", "running"):
                 await self._in_thread(self._store.delete, self._job.id)
+        except REDIS_ERRORS as error:  # the sweep deletes them, some day
+            logger.warning("job %s leaves files behind: %s", self._job.id, error)
 
     async def _embed_windows(self) -> None:
         """The rest of the sequences. While a window is computed, the next one is under way, so no device waits."""
@@ -136,8 +142,7 @@ class Run:
                 await tasks[0]
                 await self._note(self._windows[0])
         finally:
-            for task in (note, *tasks):
-                await end(task)
+            await end(note, *tasks)
 
     def _next_window(self) -> Window | None:
         """What follows the windows under way, as much as is computed in WINDOW_S; None at the end."""
@@ -208,9 +213,7 @@ class Run:
                     noted = now
                     residues = sum(window.num_residues for window in self._windows)
                     with contextlib.suppress(LeaseLost, *REDIS_ERRORS):
-                        await self._queue.renew(
-                            self._lease, live_sequences=now, live_residues=residues, reason=""
-                        )
+                        await self._queue.renew(self._lease, live_sequences=now, live_residues=residues, reason="")
 
     async def _explain_wait(self, reason: str) -> None:
         with contextlib.suppress(LeaseLost, *REDIS_ERRORS):

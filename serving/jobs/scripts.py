@@ -72,16 +72,19 @@ return 1
 """
 )
 
-# KEYS: job, leased, parts, errors. ARGV: token, id, lease in seconds, part, place, errors as JSON, fields...
+# KEYS: job, leased, parts, errors. ARGV: token, id, lease in seconds, part, place, place behind, errors as JSON,
+# fields... A job that is at neither place is not as the worker knows it: Redis has lost something
 ADVANCE = (
     HELD
     + """
+local place = redis.call('HGET', KEYS[1], 'next')
+if place ~= ARGV[5] and place ~= ARGV[6] then return 0 end
 local clock = redis.call('TIME')
 redis.call('ZADD', KEYS[2], clock[1] + clock[2] / 1e6 + ARGV[3], ARGV[2])
-if redis.call('HGET', KEYS[1], 'next') == ARGV[5] then
+if place == ARGV[5] then
   redis.call('RPUSH', KEYS[3], ARGV[4])
-  for index, reason in pairs(cjson.decode(ARGV[6])) do redis.call('HSET', KEYS[4], index, reason) end
-  for i = 7, #ARGV, 2 do redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1]) end
+  for index, reason in pairs(cjson.decode(ARGV[7])) do redis.call('HSET', KEYS[4], index, reason) end
+  for i = 8, #ARGV, 2 do redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1]) end
   redis.call('HSET', KEYS[1], 'live_sequences', 0, 'live_residues', 0, 'tries', 0, 'reason', '')
 end
 return 1

@@ -68,7 +68,8 @@ class JobWorker:
         try:
             while not task.done():
                 await asyncio.wait([task], timeout=POLL_S)
-                if not task.done() and not await self._is_held(lease):
+                if not task.done() and not await self._is_held(lease) and not run.is_ending:
+                    logger.info("job %s: cancelled, or another worker's", lease.job.id)
                     break
         except asyncio.CancelledError:
             was_cancelled = True
@@ -86,7 +87,6 @@ class JobWorker:
         try:
             await self._queue.renew(lease)
         except LeaseLost:
-            logger.info("job %s: cancelled, or another worker's", lease.job.id)
             return False
         except REDIS_ERRORS:  # while it is away, it gives the job to nobody else
             pass

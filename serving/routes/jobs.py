@@ -199,6 +199,7 @@ async def events(
     response_class=FileResponse,
     responses={
         **_GONE,
+        200: {"content": {media_type: {} for media_type in MEDIA_TYPES.values()}, "description": "the file"},
         206: {"description": "the range that was asked for"},
         409: {"model": ErrorBody, "description": "the job is not done"},
         410: {"model": ErrorBody, "description": "the result has expired"},

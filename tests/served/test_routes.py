@@ -176,15 +176,17 @@ def test_bentomls_own_routes_stay(served: Served, path: str) -> None:
 
 def test_every_route_is_documented(served: Served) -> None:
     document = get(served, "/openapi.json")
-    for path in get(served, "/")["endpoints"]:
-        (operation,) = document["paths"][path].values()
+    endpoints = get(served, "/")["endpoints"]
+    operations = [(path, one) for path in endpoints for one in document["paths"][path].values()]
+    for path, operation in operations:
         assert operation["description"], path
     compute = document["paths"]["/embeddings/compute/{model}"]["post"]
     assert set(compute["requestBody"]["content"]) == {"application/json", "text/x-fasta"}
     assert "example" in compute["requestBody"]["content"]["application/json"]["schema"]
-    for path in get(served, "/")["endpoints"]:
-        (operation,) = document["paths"][path].values()
-        content = operation["responses"]["200"]["content"]
+    for path, operation in operations:
+        (content,) = [
+            operation["responses"][code]["content"] for code in ("200", "202") if code in operation["responses"]
+        ]
         if "application/json" in content:
             name = content["application/json"]["schema"]["$ref"].rpartition("/")[2]
             assert "example" in document["components"]["schemas"][name], path
