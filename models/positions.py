@@ -1,6 +1,7 @@
 """What a token's place in its sequence does to attention: ESM-2's rotations, T5's bias.
 
-Both keep tables that grow as sequences get longer. Shapes: H heads, K head width.
+Both keep tables that grow as sequences get longer. Shapes: H heads, K head width. Cosines and logarithms are
+numpy's: torch asks MKL, whose first call in several threads was wrong by 1.5e-4 in one of about eighty processes.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,7 +26,7 @@ class Rotary:
     """
 
     def __init__(self, head_dim: int, device: torch.device) -> None:
-        steps = torch.arange(0, head_dim, 2, device=device).float() / head_dim
+        steps = torch.arange(0, head_dim, 2).float() / head_dim
         self._inverse_frequencies = 1.0 / ROTARY_BASE**steps
         self.cos = self.sin = torch.empty(0, head_dim // 2, device=device)
 
@@ -32,9 +34,9 @@ class Rotary:
         """Makes ready for sequences of up to `longest` tokens."""
         if longest > len(self.cos):
             num_positions = TABLE_STEP * math.ceil(longest / TABLE_STEP)
-            positions = torch.arange(num_positions, device=self.cos.device).float()
-            angles = torch.outer(positions, self._inverse_frequencies)
-            self.cos, self.sin = angles.cos(), angles.sin()
+            device = self.cos.device
+            angles = torch.outer(torch.arange(num_positions).float(), self._inverse_frequencies).numpy()
+            self.cos, self.sin = (torch.from_numpy(f(angles)).to(device) for f in (np.cos, np.sin))
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ def relative_position_bucket(distance: Tensor, num_buckets: int, max_distance: i
     half = num_buckets // 2
     exact = half // 2
     magnitude = distance.abs()
-    logarithmic = exact + (
-        torch.log(magnitude.clamp(min=1).float() / exact) / math.log(max_distance / exact) * (half - exact)
-    ).long().clamp(max=half - 1 - exact)
+    octaves = torch.from_numpy(np.log((magnitude.clamp(min=1).float() / exact).cpu().numpy())).to(distance.device)
+    steps = (octaves / math.log(max_distance / exact) * (half - exact)).long()
+    logarithmic = exact + steps.clamp(max=half - 1 - exact)
     return torch.where(magnitude < exact, magnitude, logarithmic) + half * (distance > 0)
