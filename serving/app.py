@@ -62,10 +62,13 @@ class ExplainPlainErrors:
         async def explain(message: Message) -> None:
             nonlocal replaced
             if message["type"] == "http.response.start" and message["status"] >= 400:
-                media_type = Headers(raw=message["headers"]).get("content-type", "")
-                replaced = media_type.startswith("text/plain")
+                headers = Headers(raw=message["headers"])
+                replaced = headers.get("content-type", "").startswith("text/plain")
                 if replaced:
-                    error = HTTPException(message["status"])
+                    kept = {name: value for name, value in headers.items() if not name.startswith("content-")}
+                    if "content-range" in headers:  # of a range that a file does not have
+                        kept["content-range"] = headers["content-range"]
+                    error = HTTPException(message["status"], headers=kept)
                     await (await _explain_http(Request(scope), error))(scope, receive, send)
             if not replaced:
                 await send(message)
