@@ -40,6 +40,7 @@ from serving.telemetry import configure_logging
 from serving.threads import run_to_its_end
 
 os.environ.setdefault("BENTOML_DO_NOT_TRACK", "1")
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # docs/decisions/0020-threads-that-wait-awake.md
 settings = load_settings_or_exit()
 configure_logging(settings.log_level)
 app = create_app(settings.role)
