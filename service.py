@@ -173,6 +173,8 @@ class _Gateway:
         context: bentoml.Context,
     ) -> dict[str, Any]:
         """As the REST route does it, but all or nothing: these clients' replies have no room for parts."""
+        if settings.role == "worker":
+            raise NotFound("this process works on jobs alone")
         records = [Record(default_id(index), sequence) for index, sequence in enumerate(sequences)]
         served, terms = self.gateway.find(model), self.gateway.terms(context.request.headers)
         proteins, options = self.gateway.prepare(served, records, wanted)

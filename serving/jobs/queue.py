@@ -105,6 +105,13 @@ class JobQueue:
         job_id: str = found.decode()
         return job_id
 
+    async def check(self) -> None:
+        """
+        Raises:
+            StoreUnavailable: Redis does not answer.
+        """
+        await _ask(cast(Awaitable[Any], self._client.ping()))
+
     async def find_key(self, owner: str, key: str) -> str | None:
         """The job that was submitted with this Idempotency-Key."""
         found = await _ask(cast(Awaitable[Any], self._client.hget(_of("keys", owner), key)))
@@ -172,14 +179,26 @@ class JobQueue:
         """
         await self._as_holder(self._renew, lease, [_leased(lease.job.order.model)], self._lease_s, fields)
 
-    async def advance(self, lease: Lease, place: int, part: str, to: Progress, errors: Mapping[int, str]) -> None:
-        """The sequences from `place` on are done with, for good; their embeddings are in `part`."""
+    async def advance(
+        self,
+        lease: Lease,
+        place: int,
+        part: str,
+        to: Progress,
+        errors: Mapping[int, str],
+        live: Mapping[str, int] | None = None,
+    ) -> None:
+        """The sequences from `place` on are done with, for good; their embeddings are in `part`.
+
+        live: live_sequences and live_residues of what is under way behind them.
+        """
         job = lease.job
         keys = [_leased(job.order.model), _parts(job.id), _errors(job.id)]
         num_before = to.num_failed - len(errors)
         kept = {str(index): errors[index] for index in sorted(errors)[: max(0, MAX_LISTED_ERRORS - num_before)]}
         head = [self._lease_s, part, place, to.next, json.dumps(kept)]
-        await self._call(self._advance, lease, keys, [job.id, *head, *_flat(to.to_fields())])
+        fields = {"live_sequences": 0, "live_residues": 0} | to.to_fields() | dict(live or {})
+        await self._call(self._advance, lease, keys, [job.id, *head, *_flat(fields)])
 
     async def restart(self, lease: Lease, tag: str) -> None:
         """The job begins anew, with other weights."""

@@ -19,7 +19,7 @@ from serving.jobs.measures import Measures
 from serving.jobs.queue import JobQueue, Lease, LeaseLost
 from serving.jobs.records import Progress
 from serving.jobs.store import Entry, JobStore
-from serving.jobs.windows import Embedder, Window
+from serving.jobs.windows import Embedder, Pace, Window
 from serving.parts import Options
 from serving.pipeline import Pipeline
 from serving.redis import REDIS_ERRORS
@@ -37,10 +37,7 @@ PAUSE_S = 1.0  # while Redis is away
 STORE_PAUSE_S = 5.0
 STORE_PATIENCE_S = 3600.0
 MAX_TRIES = 10  # workers that may vanish with a job, one after another, before the job is held to be the cause
-# A window is what is computed in so many seconds, within bounds of cost and of the embeddings' size
-WINDOW_S = 2.0
-WINDOW_TOKENS = (16_384, 1_048_576)
-WINDOW_BYTES = 64_000_000
+WINDOW_BYTES = 64_000_000  # of embeddings in a window
 
 
 class _Stopped(Exception):
@@ -72,8 +69,7 @@ class Run:
         self._embedder = Embedder(pipeline, served, self._options, self._explain_wait)
         self._progress = lease.job.progress
         self._windows: list[Window] = []  # under way
-        self._window_tokens = WINDOW_TOKENS[0]
-        self._last_noted = time.perf_counter()
+        self._pace = Pace(time.perf_counter())
         self.is_ending = False
         self._is_over = threading.Event()
         self._is_noting = asyncio.Lock()  # else a window that was noted would count as under way too
@@ -145,7 +141,7 @@ class Run:
             await end(note, *tasks)
 
     def _next_window(self) -> Window | None:
-        """What follows the windows under way, as much as is computed in WINDOW_S; None at the end."""
+        """What follows the windows under way; None at the end."""
         first, offset = self._progress.next, self._progress.offset
         if self._windows:
             first, offset = self._windows[-1].next, self._windows[-1].behind
@@ -157,7 +153,7 @@ class Run:
             for entry, behind in found:
                 tokens += self._cost(entry)
                 size_bytes += self._size_bytes(entry)
-                if entries and (tokens > self._window_tokens or size_bytes > WINDOW_BYTES):
+                if entries and (tokens > self._pace.window_tokens or size_bytes > WINDOW_BYTES):
                     break
                 entries.append(entry)
                 offset = behind
@@ -192,28 +188,31 @@ class Run:
         errors = {window.first + place: reason for place, reason in sorted(window.failed.items())}
         async with self._is_noting:
             await self._until_redis_answers(
-                lambda: self._queue.advance(self._lease, window.first, part, progress, errors)
+                lambda: self._queue.advance(self._lease, window.first, part, progress, errors, self._live(1))
             )
             self._progress = progress
             self._windows.pop(0)
         self._measures.windows.labels(self._job.order.model).inc()
-        now = time.perf_counter()
-        tokens_per_s = sum(map(self._cost, window.entries)) / (now - self._last_noted)
-        self._last_noted = now
-        least, most = WINDOW_TOKENS
-        self._window_tokens = int(min(most, max(least, tokens_per_s * WINDOW_S)))
+        self._pace.note(sum(map(self._cost, window.entries)), time.perf_counter())
 
     async def _note_live(self) -> None:
         """How far the windows under way are goes to Redis."""
-        noted = 0
+        noted = self._live()
         while True:
             await asyncio.sleep(NOTE_EVERY_S)
             async with self._is_noting:
-                if (now := sum(window.num_done for window in self._windows)) != noted:
-                    noted = now
-                    residues = sum(window.num_residues for window in self._windows)
+                if (live := self._live()) != noted:
+                    noted = live
                     with contextlib.suppress(LeaseLost, *REDIS_ERRORS):
-                        await self._queue.renew(self._lease, live_sequences=now, live_residues=residues, reason="")
+                        await self._queue.renew(self._lease, **live, reason="")
+
+    def _live(self, start: int = 0) -> dict[str, int]:
+        """How far the windows under way are, from one of them on."""
+        windows = self._windows[start:]
+        return {
+            "live_sequences": sum(window.num_done for window in windows),
+            "live_residues": sum(window.num_residues for window in windows),
+        }
 
     async def _explain_wait(self, reason: str) -> None:
         with contextlib.suppress(LeaseLost, *REDIS_ERRORS):

@@ -85,7 +85,7 @@ if place == ARGV[5] then
   redis.call('RPUSH', KEYS[3], ARGV[4])
   for index, reason in pairs(cjson.decode(ARGV[7])) do redis.call('HSET', KEYS[4], index, reason) end
   for i = 8, #ARGV, 2 do redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1]) end
-  redis.call('HSET', KEYS[1], 'live_sequences', 0, 'live_residues', 0, 'tries', 0, 'reason', '')
+  redis.call('HSET', KEYS[1], 'tries', 0, 'reason', '')
 end
 return 1
 """

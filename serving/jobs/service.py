@@ -6,7 +6,7 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
-from serving.errors import InvalidRequest
+from serving.errors import InvalidRequest, StoreUnavailable
 from serving.jobs.measures import Measures
 from serving.jobs.queue import JobQueue, Quota
 from serving.jobs.records import Job, Order, new_id
@@ -45,6 +45,7 @@ class JobService:
             InvalidRequest, and as `write_input` and `JobQueue.submit`.
         """
         check_format(options.format, options.pooled)
+        await self.queue.check()
         job_id, model = new_id(), served.model
         try:
             contents = await run_to_its_end(
@@ -64,6 +65,9 @@ class JobService:
         taken = ""
         try:
             taken = await self.queue.submit(order, self.quota, key)
+        except StoreUnavailable:  # Redis may have the job all the same; if not, the sweep deletes the input
+            taken = order.id
+            raise
         finally:
             if taken != order.id:
                 await run_to_its_end(lambda: self.store.delete(order.id))
@@ -72,7 +76,7 @@ class JobService:
     async def cancel(self, job: Job) -> bool:
         """Whether it was queued or running. Its files are deleted."""
         was_active = await self.queue.cancel(job)
-        if was_active:
+        if was_active or job.state == "cancelled":  # who cancelled it may not have come to this
             await run_to_its_end(lambda: self.store.delete(job.id))
         return was_active
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -17,6 +18,9 @@ from serving.sequences import Protein
 
 PAUSE_S = 1.0  # while a runner is away
 WINDOW_TIMEOUT_S = 3600.0
+# A window is what is computed in so many seconds, within bounds of cost
+WINDOW_S = 2.0
+WINDOW_TOKENS = (16_384, 1_048_576)
 
 
 class _Sink(MemorySink):
@@ -78,6 +82,28 @@ class Window:
     def results(self) -> list[np.ndarray | Exception]:
         found = self.sink.embeddings
         return [found[i] if i in found else InferenceFailed(self.failed[i]) for i in range(len(self.entries))]
+
+
+class Pace:
+    """How much the next window may cost, by how long the last ones took; twice as much as the last one at most.
+
+    Two are under way at the same time and are done soon after one another: only both together tell.
+
+    Args:
+        now: when the first is begun, in seconds by any clock.
+    """
+
+    def __init__(self, now: float) -> None:
+        self.window_tokens = WINDOW_TOKENS[0]
+        self._noted = deque([(now, 0)], maxlen=3)  # when, and the cost of all that was done then
+
+    def note(self, cost: int, now: float) -> None:
+        """A window of this cost is done."""
+        self._noted.append((now, self._noted[-1][1] + cost))
+        (begun, before), (_, done) = self._noted[0], self._noted[-1]
+        most = min(WINDOW_TOKENS[1], 2 * self.window_tokens)
+        tokens = (done - before) / (now - begun) * WINDOW_S if now > begun else most
+        self.window_tokens = int(min(most, max(WINDOW_TOKENS[0], tokens)))
 
 
 @dataclass(frozen=True)

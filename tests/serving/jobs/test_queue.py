@@ -195,11 +195,12 @@ async def test_an_advance_from_elsewhere_is_refused(
     assert await contents(client) == before
 
 
-async def test_a_submission_that_is_sent_twice_counts_once(queue: JobQueue) -> None:
+@pytest.mark.parametrize("key", ["", "key"])
+async def test_a_submission_that_is_sent_twice_counts_once(queue: JobQueue, key: str) -> None:
     wanted = order()
-    assert [await queue.submit(wanted, Quota(1, 10), "key") for _ in range(2)] == [wanted.id] * 2
+    assert [await queue.submit(wanted, Quota(1, 10), key) for _ in range(2)] == [wanted.id] * 2
     await take(queue)
-    assert await queue.submit(wanted, Quota(1, 10), "key") == wanted.id
+    assert await queue.submit(wanted, Quota(1, 10), key) == wanted.id
     assert (await queue.get(wanted.id)).state == "running"
     assert (await queue.list("me", 0, 10))[0] == 1
 
@@ -280,8 +281,10 @@ async def test_a_cancelled_job_is_nobodys(queue: JobQueue, lapsing: JobQueue) ->
 async def test_what_a_job_waited_for_is_not_why_it_was_cancelled(queue: JobQueue) -> None:
     await submit(queue)
     lease = await take(queue)
+    await queue.advance(lease, 0, "part", Progress(), {})
     await queue.renew(lease, live_sequences=2, live_residues=20, reason="waiting: down")
     assert await queue.cancel(lease.job)
+    assert await queue.parts(lease.job.id) == []
     job = await queue.get(lease.job.id)
     assert (job.reason, job.num_done, job.num_residues_done) == ("", 0, 0)
 
@@ -556,6 +559,7 @@ def as_holder(write: Write) -> Ask:
 
 ASKED_BY_ROUTES: dict[str, Ask] = {
     "submit": lambda queue, job: queue.submit(job.order, ANY, "k"),
+    "check": lambda queue, job: queue.check(),
     "find_key": lambda queue, job: queue.find_key("me", "k"),
     "get": lambda queue, job: queue.get(job.id),
     "errors": lambda queue, job: queue.errors(job.id, 10),

@@ -9,7 +9,7 @@ import time
 import pytest
 import redis.asyncio
 
-from serving.errors import UnknownJob
+from serving.errors import StoreUnavailable, UnknownJob
 from serving.jobs import queue as queue_module
 from serving.jobs.measures import Measures
 from serving.jobs.queue import JobQueue
@@ -41,6 +41,15 @@ async def test_a_cancelled_job_has_no_files(
     assert await service.cancel(await queue.get(job_id))
     assert folders_of(place) == set()
     assert (await queue.get(job_id)).state == "cancelled"
+
+
+async def test_cancelling_again_deletes_what_the_first_time_could_not(
+    service: JobService, served: ServedModel, queue: JobQueue, place: str
+) -> None:
+    job_id = await submit(service, served)
+    assert await queue.cancel(await queue.get(job_id))  # and its answer was lost
+    assert not await service.cancel(await queue.get(job_id))
+    assert folders_of(place) == set()
 
 
 async def test_cancelling_what_is_done_keeps_its_result(
@@ -103,16 +112,17 @@ async def test_a_sweep_where_nothing_was_ever_stored_does_nothing(service: JobSe
 
 
 class SlowQueue(JobQueue):
-    """Holds a submission at the door of Redis until it is let in."""
+    """Redis takes a submission, and its answer comes when it may."""
 
     def __init__(self, client: redis.asyncio.Redis) -> None:
         super().__init__(client, lease_s=60, ttl_s=60)
         self.is_there, self.may_go_on = asyncio.Event(), asyncio.Event()
 
     async def submit(self, *arguments: object) -> str:
+        taken = await super().submit(*arguments)  # type: ignore[arg-type]
         self.is_there.set()
         await self.may_go_on.wait()
-        return await super().submit(*arguments)  # type: ignore[arg-type]
+        return taken
 
 
 async def test_a_client_who_leaves_while_the_job_is_queued_leaves_a_whole_job_or_none(
@@ -128,6 +138,26 @@ async def test_a_client_who_leaves_while_the_job_is_queued_leaves_a_whole_job_or
     with pytest.raises(asyncio.CancelledError):
         await task
     _, jobs = await queue.list("me", 0, 10)
+    assert folders_of(place) == {job.id for job in jobs}
+
+
+class Unheard(JobQueue):
+    """Redis takes a submission, and its answer is lost."""
+
+    async def submit(self, *arguments: object) -> str:
+        await super().submit(*arguments)  # type: ignore[arg-type]
+        raise StoreUnavailable("no answer")
+
+
+async def test_a_job_that_redis_may_have_keeps_its_input(
+    client: redis.asyncio.Redis, store: JobStore, measures: Measures, served: ServedModel, place: str
+) -> None:
+    queue = Unheard(client, lease_s=60, ttl_s=60)
+    service = JobService(queue, store, ANY, measures)
+    with pytest.raises(StoreUnavailable):
+        await submit(service, served)
+    _, jobs = await queue.list("me", 0, 10)
+    assert len(jobs) == 1
     assert folders_of(place) == {job.id for job in jobs}
 
 
