@@ -17,7 +17,7 @@ from serving import redis as redis_server
 from serving.cache import Cache
 from serving.closing import told_to_end
 from serving.errors import InvalidRequest
-from serving.jobs.measures import Measures
+from serving.jobs.measures import measures_of_process
 from serving.jobs.queue import JobQueue, Quota
 from serving.jobs.service import JobService
 from serving.jobs.store import JobStore
@@ -66,7 +66,7 @@ class Gateway:
             JobQueue(client, settings.job_lease_s, ttl_s=settings.job_result_ttl_hours * 3600),
             JobStore(settings.jobs_url, scratch=settings.data_dir / "scratch"),
             Quota(settings.max_jobs_per_key, settings.max_job_sequences_per_key),
-            Measures(),
+            measures_of_process(),
         )
         return cls(settings, served, client, cache, outputs, Pipeline(cache), jobs)
 

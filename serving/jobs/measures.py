@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 
 from serving.jobs.queue import Depth
@@ -9,8 +11,14 @@ from serving.jobs.queue import Depth
 _DURATIONS_S = (1, 5, 15, 60, 300, 900, 3600, 4 * 3600, 12 * 3600, 24 * 3600)
 
 
+@cache
+def measures_of_process() -> Measures:
+    """The one that Prometheus reads; a name can be registered once."""
+    return Measures()
+
+
 class Measures:
-    """Made once a process. The gauges say what Redis holds, whichever process looked last."""
+    """Made once a registry. The gauges say what Redis holds, whichever process looked last."""
 
     def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
         def gauge(name: str, text: str) -> Gauge:

@@ -49,7 +49,9 @@ def served(
     data_dir = tmp_path_factory.mktemp(f"served-{redis_kind}")
     environment = dict(SETTINGS)
     if redis_kind == "tcp":
-        environment["REDIS_URL"] = address = request.getfixturevalue("tcp_redis_url")
+        # A database of its own: its workers would take the jobs of tests of the queue
+        address = request.getfixturevalue("tcp_redis_url").removesuffix("/0") + "/1"
+        environment["REDIS_URL"] = address
     else:
         address = f"unix://{EmbeddedRedis.socket_path(data_dir)}"
     with (
