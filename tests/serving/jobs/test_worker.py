@@ -7,7 +7,7 @@ import contextlib
 import errno
 import json
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
@@ -28,7 +28,7 @@ from serving.jobs import run as run_module
 from serving.jobs import windows as windows_module
 from serving.jobs import worker as worker_module
 from serving.jobs.measures import Measures
-from serving.jobs.queue import JobQueue, Lease
+from serving.jobs.queue import JobQueue, Lease, LeaseLost
 from serving.jobs.records import ENDED, Job
 from serving.jobs.service import JobService
 from serving.jobs.store import JobStore
@@ -292,7 +292,7 @@ async def test_long_sequences_are_computed_in_windows_where_that_was_asked_for(
     job_id = await submit(service, served, "M" * 400, "MKT", **options)
     async with working(worker):
         job = await ended(queue, job_id)
-    assert [len(sequence) for sequence in runner.asked] == [256, 256, 3]
+    assert sorted(len(sequence) for sequence in runner.asked) == [3, 256, 256]
     total, counts = np.zeros(400), np.zeros(400)
     for span in cut(400, 256):
         total[span] += np.arange(256)
@@ -447,9 +447,13 @@ async def test_what_nobody_expected_fails_the_job_with_the_reason_and_the_worker
         await until(lambda: is_empty(place), "its files are deleted")
         runner.troubles = []
         assert (await ended(queue, await submit(service, served, *SIX))).state == "done"
-    durations = next(iter(measures.durations.collect())).samples
-    counts = {s.labels["state"]: s.value for s in durations if s.name.endswith("_count")}
-    assert counts == {"failed": 1, "done": 1}
+    assert ends_of(measures) == {"failed": 1, "done": 1}
+
+
+def ends_of(measures: Measures) -> dict[str, float]:
+    """How many jobs were counted, by state."""
+    samples = next(iter(measures.durations.collect())).samples
+    return {sample.labels["state"]: sample.value for sample in samples if sample.name.endswith("_count")}
 
 
 async def is_empty(place: str) -> bool:
@@ -511,8 +515,39 @@ async def test_a_cancelled_job_is_let_go_within_a_second(
     assert await is_in(queue, other, "queued", "done")
 
 
+class Slow:
+    """A blocking function that says when it was called, and goes on when it may."""
+
+    def __init__(self, work: Callable[..., Any]) -> None:
+        self.has_begun, self.may_go_on = threading.Event(), threading.Event()
+        self._work = work
+
+    def __call__(self, *arguments: Any) -> Any:
+        self.has_begun.set()
+        assert self.may_go_on.wait(20)
+        return self._work(*arguments)
+
+
 async def has_no_files(place: str, job_id: str) -> bool:
     return job_id not in folders_of(place)
+
+
+class SlowWriter:
+    """In place of `write` of results: notes each that it is given, and goes on when it may."""
+
+    def __init__(self) -> None:
+        self.has_begun, self.may_go_on = threading.Event(), threading.Event()
+        self.written: list[str] = []
+
+    def __call__(self, path: Path, format: Any, results: Iterable[Result], about: dict[str, Any]) -> None:
+        write(path, format, self._watch(results), about)
+
+    def _watch(self, results: Iterable[Result]) -> Iterator[Result]:
+        for result in results:
+            self.written.append(result.id)
+            self.has_begun.set()
+            assert self.may_go_on.wait(20)
+            yield result
 
 
 async def test_a_job_that_is_cancelled_while_its_result_is_put_together_leaves_no_file(
@@ -523,33 +558,79 @@ async def test_a_job_that_is_cancelled_while_its_result_is_put_together_leaves_n
     place: str,
     data_dir: Path,
     monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    has_begun, may_go_on = threading.Event(), threading.Event()
-    written: list[str] = []
-
-    def slowly(path: Path, format: Any, results: Iterable[Result], about: dict[str, Any]) -> None:
-        def watched() -> Iterable[Result]:
-            for result in results:
-                written.append(result.id)
-                has_begun.set()
-                assert may_go_on.wait(20)
-                yield result
-
-        write(path, format, watched(), about)
-
-    monkeypatch.setattr(run_module, "write", slowly)
+    caplog.set_level("INFO")
+    writer = SlowWriter()
+    monkeypatch.setattr(run_module, "write", writer)
     job_id = await submit(service, served, *SIX)
+
+    async def has_noticed() -> bool:
+        return f"job {job_id}: cancelled, or another worker's" in caplog.text
+
     async with working(worker):
-        await asyncio.to_thread(has_begun.wait)
+        await asyncio.to_thread(writer.has_begun.wait)
         assert await service.cancel(await queue.get(job_id))
+        await until(has_noticed, "the worker has noticed")
+        writer.may_go_on.set()
         other = await submit(service, served, "MMMMM")
-        may_go_on.set()
         assert (await ended(queue, other)).state == "done"
         await until(lambda: has_no_files(place, job_id), "its files are gone")
-    assert written[:2] in (["p0", "p0"], ["p0", "p1"])
-    assert len(written) < 7, "it stopped in the middle"
+    assert writer.written == ["p0", "p0"], "of either job; the first one's others were not written"
     scratch = data_dir / "scratch"
     assert not scratch.exists() or not list(scratch.iterdir())
+
+
+async def test_who_ends_does_not_write_a_result_to_its_end_before(
+    service: JobService,
+    pipeline: Pipeline,
+    served: ServedModel,
+    queue: JobQueue,
+    store: JobStore,
+    place: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    writer = SlowWriter()
+    monkeypatch.setattr(run_module, "write", writer)
+    job_id = await submit(service, served, *SIX)
+    async with working(make_worker(service, pipeline, served)) as (task,):
+        await asyncio.to_thread(writer.has_begun.wait)
+        ending = asyncio.create_task(end(task))
+        await until(lambda: is_pressed(task), "it is told to end")
+        writer.may_go_on.set()
+        await ending
+    assert writer.written == ["p0"]
+    assert await is_in(queue, job_id, "queued")
+    async with working(make_worker(service, pipeline, served)):
+        job = await ended(queue, job_id)
+        await until(lambda: only(place, job), "nothing of the first one is left")
+    assert lengths_in(store, job) == [5, 4, 3, 6, 7, 8]
+
+
+async def is_pressed(task: asyncio.Task[None]) -> bool:
+    """Whether it was told to end more than once."""
+    return task.cancelling() > 2
+
+
+async def test_what_is_written_after_a_job_was_cancelled_is_deleted_too(
+    worker: JobWorker,
+    service: JobService,
+    served: ServedModel,
+    queue: JobQueue,
+    store: JobStore,
+    place: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    slow = Slow(store.write)
+    job_id = await submit(service, served, *SIX)
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "write", slow)
+        async with working(worker):
+            await asyncio.to_thread(slow.has_begun.wait)
+            assert await service.cancel(await queue.get(job_id))
+            slow.may_go_on.set()
+            await ended(queue, await submit(service, served, "MMMMM"))
+    assert job_id not in folders_of(place)
 
 
 # Handed over
@@ -591,27 +672,79 @@ async def test_a_job_is_handed_back_though_a_file_takes_its_time(
     store: JobStore,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    has_begun, may_go_on = threading.Event(), threading.Event()
-    write = store.write
-
-    def slowly(*arguments: Any) -> None:
-        has_begun.set()
-        assert may_go_on.wait(20)
-        write(*arguments)
-
-    monkeypatch.setattr(store, "write", slowly)
+    slow = Slow(store.write)
+    monkeypatch.setattr(store, "write", slow)
     job_id = await submit(service, served, *SIX)
     async with working(worker) as (task,):
-        await asyncio.to_thread(has_begun.wait)
+        await asyncio.to_thread(slow.has_begun.wait)
         ending = asyncio.create_task(end(task))
-
-        async def is_pressed() -> bool:
-            return task.cancelling() > 2
-
-        await until(is_pressed, "it is told to end more than once")
-        may_go_on.set()
+        await until(lambda: is_pressed(task), "it is told to end")
+        slow.may_go_on.set()
         await ending
     assert await is_in(queue, job_id, "queued")
+
+
+class LateAnswers(JobQueue):
+    """Redis ends a job, or tells of one, and its answer comes when it may."""
+
+    def __init__(self, client: redis.asyncio.Redis) -> None:
+        super().__init__(client, LEASE_S, TTL_S)
+        self.has_ended, self.has_told, self.may_go_on = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self.num_refused = 0
+
+    async def renew(self, *arguments: Any, **fields: Any) -> None:
+        try:
+            await super().renew(*arguments, **fields)
+        except LeaseLost:
+            self.num_refused += 1
+            raise
+
+    async def end(self, *arguments: Any, **fields: Any) -> None:
+        await super().end(*arguments, **fields)
+        self.has_ended.set()
+        await self.may_go_on.wait()
+
+    async def outcome(self, job_id: str) -> tuple[str, str]:
+        found = await super().outcome(job_id)
+        self.has_told.set()
+        await self.may_go_on.wait()
+        return found
+
+
+async def test_who_has_ended_a_job_has_not_lost_it(
+    client: redis.asyncio.Redis, service: JobService, pipeline: Pipeline, served: ServedModel, measures: Measures
+) -> None:
+    """Though its lease is gone before it hears of it."""
+    queue = LateAnswers(client)
+    service = replace(service, queue=queue)
+    job_id = await submit(service, served, "MKT")
+
+    async def has_looked() -> bool:
+        return queue.num_refused > 2
+
+    async with working(make_worker(service, pipeline, served)):
+        await queue.has_ended.wait()
+        await until(has_looked, "it looks after its lease")
+        queue.may_go_on.set()
+        await ended(queue, await submit(service, served, "MKT"))
+    assert ends_of(measures)["done"] == 2
+    assert await is_in(queue, job_id, "done")
+
+
+async def test_who_ends_before_it_has_tidied_up_tidies_up(
+    client: redis.asyncio.Redis, service: JobService, pipeline: Pipeline, served: ServedModel, place: str
+) -> None:
+    queue = LateAnswers(client)
+    service = replace(service, queue=queue)
+    job_id = await submit(service, served, "MKT")
+    async with working(make_worker(service, pipeline, served)) as (task,):
+        await queue.has_ended.wait()
+        ending = asyncio.create_task(end(task))
+        await queue.has_told.wait()
+        await until(lambda: is_pressed(task), "it is told to end")
+        queue.may_go_on.set()
+        await ending
+    assert await only(place, await queue.get(job_id))
 
 
 class Forgetful(JobQueue):
