@@ -34,9 +34,9 @@ async def end(*tasks: asyncio.Task[Any]) -> None:
         raise asyncio.CancelledError
 
 
-async def finish(work: Coroutine[Any, Any, T]) -> T:
+async def finish(work: Coroutine[Any, Any, T] | asyncio.Task[T]) -> T:
     """The result of work that goes on where who waits for it is cancelled, who then goes when it is done."""
-    task = asyncio.create_task(work)
+    task = asyncio.ensure_future(work)
     was_cancelled = False
     while not task.done():
         try:

@@ -15,7 +15,7 @@ from serving.jobs.store import JobStore
 from serving.pipeline import Pipeline
 from serving.redis import REDIS_ERRORS
 from serving.runners import ServedModel
-from serving.tasks import end
+from serving.tasks import end, finish
 
 logger = logging.getLogger(__name__)
 
@@ -44,9 +44,13 @@ class JobWorker:
     async def run(self) -> None:
         """For ever. Cancelled, it hands back the job that it has."""
         while True:
-            token = secrets.token_hex(8)
+            taking = asyncio.create_task(self._queue.take(list(self._served), secrets.token_hex(8)))
             try:
-                lease = await self._queue.take(list(self._served), token)
+                lease = await finish(taking)
+            except asyncio.CancelledError:
+                if taking.exception() is None and (lease := taking.result()) is not None:
+                    await self._hand_back(lease)
+                raise
             except REDIS_ERRORS as error:
                 logger.warning("no job can be taken: %s", error)
                 await asyncio.sleep(PAUSE_S)
@@ -79,9 +83,12 @@ class JobWorker:
         except asyncio.CancelledError:
             was_cancelled = True
         if was_cancelled:
-            with contextlib.suppress(LeaseLost, *REDIS_ERRORS):  # then the lease lapses
-                await asyncio.shield(self._queue.hand_back(lease))
+            await self._hand_back(lease)
             raise asyncio.CancelledError
+
+    async def _hand_back(self, lease: Lease) -> None:
+        with contextlib.suppress(LeaseLost, *REDIS_ERRORS):  # then the lease lapses
+            await asyncio.shield(self._queue.hand_back(lease))
 
     async def _is_held(self, lease: Lease) -> bool:
         try:

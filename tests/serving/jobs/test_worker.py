@@ -684,6 +684,40 @@ async def test_a_job_is_handed_back_though_a_file_takes_its_time(
     assert await is_in(queue, job_id, "queued")
 
 
+class SlowTake(JobQueue):
+    """Redis gives a job, and its answer comes when it may."""
+
+    def __init__(self, client: redis.asyncio.Redis) -> None:
+        super().__init__(client, LEASE_S, TTL_S)
+        self.has_taken, self.may_go_on = asyncio.Event(), asyncio.Event()
+
+    async def take(self, *arguments: Any) -> Lease | None:
+        lease = await super().take(*arguments)
+        self.has_taken.set()
+        await self.may_go_on.wait()
+        return lease
+
+
+async def test_a_job_that_is_taken_while_its_worker_is_told_to_end_is_handed_back(
+    client: redis.asyncio.Redis,
+    service: JobService,
+    pipeline: Pipeline,
+    served: ServedModel,
+    runner: TroubledRunner,
+) -> None:
+    queue = SlowTake(client)
+    service = replace(service, queue=queue)
+    job_id = await submit(service, served, *SIX)
+    async with working(make_worker(service, pipeline, served)) as (task,):
+        await queue.has_taken.wait()
+        ending = asyncio.create_task(end(task))
+        await until(lambda: is_pressed(task), "it is told to end")
+        queue.may_go_on.set()
+        await ending
+    job = await queue.get(job_id)
+    assert (job.state, job.tries, runner.calls) == ("queued", 0, [])
+
+
 class LateAnswers(JobQueue):
     """Redis ends a job, or tells of one, and its answer comes when it may."""
 
