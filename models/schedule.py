@@ -20,7 +20,8 @@ STRETCH = 10.0
 Priority = Literal["interactive", "bulk"]
 # Seconds by which an item is due after it came: bulk work goes behind what is urgent, for so long and no longer
 DELAYS_S: dict[Priority, float] = {"interactive": 0.0, "bulk": 10.0}
-# Of a batch's budget, up to which bulk work may join what somebody waits for: it would make that slower
+# Of a batch's budget, up to which bulk work may join what somebody waits for, or go by itself while somebody may
+# come: it would make that slower
 BULK_SHARE = 0.5
 
 
@@ -84,16 +85,17 @@ class Schedule(Generic[ItemT]):
             heapq.heappop(self._heap)
         return self._heap[0][2] if self._heap else None
 
-    def pick(self, budget: int, max_items: int) -> list[Entry[ItemT]]:
+    def pick(self, budget: int, max_items: int, holds_bulk_back: bool = False) -> list[Entry[ItemT]]:
         """The next entries in order, as much as the budget holds, one at least; one that goes alone, alone.
 
-        Bulk work joins others up to BULK_SHARE of the budget.
+        Bulk work joins others up to BULK_SHARE of the budget, and when it is held back has no more by itself.
         """
         batch: list[Entry[ItemT]] = []
         spent = 0
         is_bulk = True
         while (entry := self.first()) is not None:
-            room = budget if is_bulk or not entry.is_bulk else BULK_SHARE * budget
+            is_among_bulk = is_bulk and not holds_bulk_back
+            room = budget if is_among_bulk or not entry.is_bulk else BULK_SHARE * budget
             if batch and (
                 spent + entry.cost > room or len(batch) >= max_items or entry.goes_alone or batch[0].goes_alone
             ):

@@ -114,6 +114,15 @@ async def test_bulk_goes_behind_what_is_interactive() -> None:
 
 
 @simulated
+async def test_batches_of_bulk_are_small_for_a_while_behind_what_is_interactive() -> None:
+    worker = Worker()
+    async with working(worker, budget=40) as batcher:
+        await ask(batcher, 1)
+        await ask(batcher, 8, 9, 10, 11, 12, 13, 14, priority="bulk")
+    assert worker.batches == [[1], [8, 9], [10, 11, 12], [13, 14]], "up to 20, and 10 seconds later up to 40"
+
+
+@simulated
 async def test_bulk_that_has_waited_for_its_delay_goes_before_what_comes_then() -> None:
     worker, delay = Worker(), DELAYS_S["bulk"]
     async with working(worker, budget=1) as batcher:

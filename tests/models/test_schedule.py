@@ -68,6 +68,15 @@ def test_bulk_work_joins_what_is_waited_for_up_to_half_a_batch() -> None:
     assert picked(schedule, budget=100) == "bz"  # what is waited for joins bulk work as far as there is room
 
 
+def test_bulk_work_that_is_held_back_has_half_a_batch() -> None:
+    schedule = Schedule[str]()
+    for entry in bulk(*((letter, 20, 11.0) for letter in "abcdef"), ("g", 80, 12)):
+        schedule.put(entry)
+    assert "".join(entry.item for entry in schedule.pick(100, 100, holds_bulk_back=True)) == "ab"
+    assert picked(schedule) == "cdef"
+    assert [entry.item for entry in schedule.pick(100, 100, holds_bulk_back=True)] == ["g"]  # one at least
+
+
 def test_bulk_work_that_somebody_waits_for_is_none() -> None:
     schedule, _ = filled(("a", 10, 1))
     (entry,) = bulk(("b", 80, 11))
