@@ -6,13 +6,12 @@ Needs torch, numpy, safetensors and transformers' tokenizers alone, so that it c
 from __future__ import annotations
 
 import contextlib
-import logging
 import math
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -22,15 +21,13 @@ from models import checkpoints
 from models.backends.choice import Choice, Precision, choose
 from models.catalogue import Family, Model
 from models.esm2 import Esm2
-from models.failures import DeviceLost, OutOfMemory
+from models.guard import EmbeddingError, Guarded
 from models.packing import Pack, pack, residue_rows
 from models.planning import cost
 from models.pooling import mean_pool
 from models.t5 import T5
 from models.tokens import UnknownResidue, residue_table
 from models.transfer import Transfer
-
-logger = logging.getLogger(__name__)
 
 OutputDtype = Literal["float16", "float32"]
 
@@ -39,10 +36,6 @@ _ENCODERS: Mapping[Family, type[Esm2] | type[T5]] = {"esm2": Esm2, "t5": T5}
 BUDGETS: Mapping[str, int] = {"cpu": 4096, "cuda": 32_768}
 _ENDS: Mapping[str, float] = {"float16": 65_520.0, "float32": math.inf}  # what is rounded to infinity
 _OUTPUT_DTYPES: Mapping[str, torch.dtype] = {"float16": torch.float16, "float32": torch.float32}
-
-
-class EmbeddingError(Exception):
-    """One sequence could not be embedded; the others of its batch are not touched."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +53,7 @@ class Encoder(Protocol):
     def encode(self, pack: Pack) -> Tensor: ...
 
 
-class Engine:
+class Engine(Guarded[Item]):
     """One model on one device.
 
     Args:
@@ -83,6 +76,9 @@ class Engine:
     ) -> None:
         config, weights = checkpoints.load(folder, model)
         self.model = model
+        self.name = model.name
+        self.dim = model.dim
+        self.num_parameters = sum(weight.numel() for weight in weights.values())
         self.device = torch.device(device)
         self.transfer = Transfer(self.device)
         self._launching = threading.Lock()
@@ -102,41 +98,26 @@ class Engine:
 
     def cost(self, item: Item) -> int:
         """Cost of an item for planning, in tokens' worth of arithmetic."""
-        return cost(len(item.sequence) + sum(self.model.num_specials), self.model.dim)
+        return cost(self.num_tokens(item), self.model.dim)
 
-    def embed(self, items: Sequence[Item]) -> list[np.ndarray | EmbeddingError]:
-        """One result an item, in order: (D,) if pooled, else (L, D), of the item's dtype, or why not.
+    def items(self, sequences: Sequence[str], pooled: bool, dtype: OutputDtype) -> list[Item | EmbeddingError]:
+        """What a call asks for, one item a sequence."""
+        return [Item(sequence, pooled, dtype) for sequence in sequences]
 
-        An error that is not of one item alone (a kernel's, say) is looked for by halving the batch.
+    def lingers(self, item: Item) -> bool:
+        """Whether a result may be kept for a moment: a pooled one is a few kilobytes."""
+        return item.pooled
 
-        Raises:
-            OutOfMemory: the batch is too large for the device.
-            DeviceLost: after an error, the device does not even add two numbers.
-        """
-        try:
-            return self._embed(items)
-        except Exception as error:
-            self._probe()
-            if _is_out_of_memory(error):
-                num_residues = sum(len(item.sequence) for item in items)
-                raise OutOfMemory(
-                    f"{num_residues} residues are more than the memory of {self.device} holds"
-                ) from error
-            if len(items) == 1:
-                logger.exception("%s failed on a sequence of %d", self.model.name, len(items[0].sequence))
-                reason = f"the model failed on this sequence ({type(error).__name__})"
-                return [EmbeddingError(f"{reason}; the server's log has the details")]
-            logger.warning("%s failed on %d sequences: %s", self.model.name, len(items), error)
-        half = len(items) // 2
-        return self.embed(items[:half]) + self.embed(items[half:])
+    def num_tokens(self, item: Item) -> int:
+        """Tokens that the model reads, special ones included."""
+        return len(item.sequence) + sum(self.model.num_specials)
 
-    def _probe(self) -> None:
-        try:
-            torch.ones(1, device=self.device).add_(1).item()
-        except Exception as error:
-            if _is_out_of_memory(error):
-                return
-            raise DeviceLost(f"{self.device} is lost: {error}") from error
+    def facts(self) -> dict[str, Any]:
+        """What the catalogue does not say."""
+        return {"num_parameters": self.num_parameters}
+
+    def _measure(self, items: Sequence[Item]) -> str:
+        return f"{sum(len(item.sequence) for item in items)} residues"
 
     @torch.inference_mode()
     def _embed(self, items: Sequence[Item]) -> list[np.ndarray | EmbeddingError]:
@@ -175,11 +156,6 @@ class Engine:
             finite, *arrays = (copy.numpy() for copy in copied())
         rows_of = zip(arrays[: len(kinds)], arrays[len(kinds) :], strict=True)
         return _hand_back(items, lengths, finite, dict(zip(kinds, rows_of, strict=True)))
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Of the device (torch), of a kernel (MemoryError), or of torch's allocator on the host, which has no type."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
 def _hand_back(

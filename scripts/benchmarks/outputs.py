@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from models.engine import EmbeddingError
+from models.guard import EmbeddingError
 from scripts.benchmarks import null_engine
 from scripts.benchmarks.contenders import find_task
 from scripts.benchmarks.footprint import memory_table

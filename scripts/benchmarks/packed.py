@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from models.backends.choice import choose
-from models.engine import EmbeddingError, Engine, Item
+from models.engine import Engine, Item
+from models.guard import EmbeddingError
 from models.planning import plan
 from scripts.benchmarks.contenders import Task
 

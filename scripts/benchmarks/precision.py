@@ -14,7 +14,7 @@ import torch
 
 from models.backends.choice import Precision
 from models.backends.native import Native
-from models.engine import EmbeddingError
+from models.guard import EmbeddingError
 from scripts.benchmarks.contenders import Task, find_task
 from scripts.benchmarks.cosines import cosine, cosines
 from scripts.benchmarks.machine import prepare

@@ -11,8 +11,9 @@ import torch
 
 from models.backends.choice import Choice
 from models.catalogue import Model
-from models.engine import EmbeddingError, Engine, Item
+from models.engine import Engine, Item
 from models.failures import DeviceLost
+from models.guard import EmbeddingError
 from tests.chaos.faults import POISON, Faults
 
 MAX_HOLD_S = 60.0

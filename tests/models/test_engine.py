@@ -12,9 +12,10 @@ from torch import Tensor
 from models.backends.choice import choose
 from models.batcher import Batcher, Limits
 from models.catalogue import MINI
-from models.engine import EmbeddingError, Encoder, Engine, Item, OutputDtype
+from models.engine import Encoder, Engine, Item, OutputDtype
 from models.esm2 import Esm2
 from models.failures import DeviceLost, OutOfMemory
+from models.guard import EmbeddingError
 from models.packing import Pack
 from models.planning import cost
 from tests.models.conftest import Folders

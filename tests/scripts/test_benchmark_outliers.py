@@ -10,7 +10,7 @@ import torch
 
 from models import checkpoints
 from models.catalogue import MINI, Model
-from models.engine import EmbeddingError
+from models.guard import EmbeddingError
 from models.untrained import write_untrained
 from scripts.benchmarks.contenders import Task
 from scripts.benchmarks.outliers import (
