@@ -6,7 +6,7 @@ To add a model of a known family, add a row. No torch here: the gateway reads th
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -14,6 +14,16 @@ Family = Literal["esm2", "t5"]
 
 STANDARD_RESIDUES = "ACDEFGHIKLMNPQRSTVWY"
 NON_STANDARD_RESIDUES = "UZOBX"
+
+# Source: facebook/esm2_t6_8M_UR50D, vocab.txt; the order is fair-esm's Alphabet "ESM-1b"
+ESM2_VOCABULARY = (
+    *("<cls>", "<pad>", "<eos>", "<unk>"),
+    *"LAGVSERTIDPKQNFYMHWCXBUZO.-",
+    *("<null_1>", "<mask>"),
+)
+# Source: Rostlab/prot_t5_xl_half_uniref50-enc, spiece.model; ids 0 to 27, without the mark of a word's start
+PROT_T5_VOCABULARY = ("<pad>", "</s>", "<unk>", *"ALGVSREDTIPKFQNYMHWCXBOUZ")
+_VOCABULARIES: Mapping[Family, tuple[str, ...]] = {"esm2": ESM2_VOCABULARY, "t5": PROT_T5_VOCABULARY}
 
 
 class UnknownModel(LookupError):
@@ -70,6 +80,21 @@ class Model:
         """The sequence as the model reads it, `replaced_residues` applied."""
         return sequence.translate({ord(a): b for a, b in self.replaced_residues.items()})
 
+    def spell(self, ids: Sequence[int]) -> str:
+        """The sequence that the model's tokenizer makes these ids of; special ones at its ends are left out.
+
+        Raises:
+            ValueError: an id stands for no residue, with its place from 0.
+        """
+        vocabulary = _VOCABULARIES[self.family]
+        names = [vocabulary[id] if 0 <= id < len(vocabulary) else "?" for id in ids]
+        first = 1 if names[:1] == ["<cls>"] else 0
+        last = len(names) - (names[-1:] in (["<eos>"], ["</s>"]))
+        for place in range(first, last):
+            if names[place] not in self.alphabet:
+                raise ValueError(f"token id {ids[place]} at place {place} is no residue of {self.name}")
+        return "".join(names[first:last])
+
 
 def _esm2(name: str, num_layers: int, dim: int, num_heads: int, size: str) -> Model:
     """A row of the ESM-2 family. Source of the sizes: fair-esm, README, table of pre-trained models."""
@@ -99,6 +124,23 @@ MINI = Model(
     trained_length=None,
 )
 
+# ProtTrans README: "replace all rare/ambiguous amino acids by X" with re.sub(r"[UZOB]", "X", s)
+_PROT_T5_REPLACED = {"U": "X", "Z": "X", "O": "X", "B": "X"}
+
+MINI_T5 = Model(
+    name="prot_t5_mini",
+    family="t5",
+    num_layers=2,
+    dim=64,
+    num_heads=4,
+    head_dim=16,
+    feed_forward_dim=256,
+    description="ProtT5's architecture (0.1M parameters), seeded and UNTRAINED: for wiring, tests and trials only",
+    trained_length=None,
+    num_specials=(0, 1),
+    replaced_residues=_PROT_T5_REPLACED,
+)
+
 CATALOGUE: Mapping[str, Model] = {
     model.name: model
     for model in (
@@ -121,9 +163,9 @@ CATALOGUE: Mapping[str, Model] = {
             description="ProtT5-XL encoder (1.2B parameters), BFD and UniRef50",
             trained_length=511,  # 512 tokens, the end token among them: Elnaggar et al. 2021, section 2.2
             num_specials=(0, 1),
-            # ProtTrans README: "replace all rare/ambiguous amino acids by X" with re.sub(r"[UZOB]", "X", s)
-            replaced_residues={"U": "X", "Z": "X", "O": "X", "B": "X"},
+            replaced_residues=_PROT_T5_REPLACED,
         ),
+        MINI_T5,
     )
 }
 

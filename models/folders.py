@@ -10,21 +10,13 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from models.catalogue import Family
+from models.catalogue import ESM2_VOCABULARY, PROT_T5_VOCABULARY, Family
 from models.checkpoints import INDEX, WEIGHTS
 from models.configs import EncoderConfig
 
 MAX_SHARD_BYTES = 2_000_000_000
 
-# Source: facebook/esm2_t6_8M_UR50D, vocab.txt; the order is fair-esm's Alphabet "ESM-1b"
-_ESM2_VOCABULARY = (
-    *("<cls>", "<pad>", "<eos>", "<unk>"),
-    *"LAGVSERTIDPKQNFYMHWCXBUZO.-",
-    *("<null_1>", "<mask>"),
-)
-# Source: Rostlab/prot_t5_xl_half_uniref50-enc, spiece.model; ids 3 to 27
-_PROT_T5_RESIDUES = "ALGVSREDTIPKFQNYMHWCXBOUZ"
-ESM2_VOCAB_SIZE = len(_ESM2_VOCABULARY)
+ESM2_VOCAB_SIZE = len(ESM2_VOCABULARY)
 PROT_T5_VOCAB_SIZE = 128  # the sentinels <extra_id_99> to <extra_id_0> fill the rest
 
 
@@ -53,8 +45,8 @@ def _esm2_config(c: EncoderConfig) -> dict[str, Any]:
         "hidden_dropout_prob": 0.0,
         "attention_probs_dropout_prob": 0.0,
         "max_position_embeddings": 1026,
-        "mask_token_id": _ESM2_VOCABULARY.index("<mask>"),
-        "pad_token_id": _ESM2_VOCABULARY.index("<pad>"),
+        "mask_token_id": ESM2_VOCABULARY.index("<mask>"),
+        "pad_token_id": ESM2_VOCABULARY.index("<pad>"),
     }
 
 
@@ -81,7 +73,7 @@ def _t5_config(c: EncoderConfig) -> dict[str, Any]:
 
 
 def _write_esm2_tokenizer(folder: Path) -> None:
-    (folder / "vocab.txt").write_text("\n".join(_ESM2_VOCABULARY) + "\n")
+    (folder / "vocab.txt").write_text("\n".join(ESM2_VOCABULARY) + "\n")
     (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "EsmTokenizer"}\n')
 
 
@@ -91,10 +83,10 @@ def _write_prot_t5_tokenizer(folder: Path) -> None:
 
     kind = spm.ModelProto.SentencePiece
     proto = spm.ModelProto()
-    specials = (("<pad>", kind.CONTROL), ("</s>", kind.CONTROL), ("<unk>", kind.UNKNOWN))
-    for piece, piece_type in specials:
+    specials, residues = PROT_T5_VOCABULARY[:3], PROT_T5_VOCABULARY[3:]
+    for piece, piece_type in zip(specials, (kind.CONTROL, kind.CONTROL, kind.UNKNOWN), strict=True):
         proto.pieces.add(piece=piece, score=0.0, type=piece_type)
-    for rank, residue in enumerate(_PROT_T5_RESIDUES):
+    for rank, residue in enumerate(residues):
         proto.pieces.add(piece="▁" + residue, score=-float(rank), type=kind.NORMAL)
     proto.trainer_spec.model_type = spm.TrainerSpec.UNIGRAM
     proto.trainer_spec.pad_id, proto.trainer_spec.eos_id = 0, 1

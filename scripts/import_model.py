@@ -4,6 +4,8 @@
     python -m scripts.import_model esm2_t33_650M --from FOLDER        a Hugging Face folder
     python -m scripts.import_model esm2_t33_650M --from FILE.pt       a fair-esm checkpoint
     python -m scripts.import_model esm2_t33_650M --random --seed 7    untrained weights of that architecture
+    python -m scripts.import_model minilm --text FOLDER               a text model, under a name of your choice
+    python -m scripts.import_model minilm --text sentence-transformers/all-MiniLM-L6-v2    the same from the hub
 
 The version in the tag is a digest of the content: the same weights get the same tag.
 """
@@ -11,7 +13,6 @@ The version in the tag is a digest of the content: the same weights get the same
 from __future__ import annotations
 
 import argparse
-import hashlib
 import shutil
 import sys
 import tempfile
@@ -21,13 +22,11 @@ from pathlib import Path
 from typing import Any
 
 import bentoml
-import tqdm
-from bentoml.exceptions import NotFound
-from bentoml.models import ModelContext
 
-from models import checkpoints
-from models.catalogue import CATALOGUE, MINI, Model, UnknownModel, find
+from models import checkpoints, hub, store
+from models.catalogue import CATALOGUE, Model, UnknownModel, find
 from models.configs import CheckpointError, read_config
+from models.text import stored as text_store
 
 WEIGHT_SUFFIXES = (".safetensors", ".safetensors.index.json")
 TORCH_SUFFIXES = (".bin", ".bin.index.json")
@@ -35,7 +34,6 @@ KEPT_FILES = (
     *("config.json", "vocab.txt", "spiece.model", "tokenizer.json", "tokenizer_config.json"),
     *("special_tokens_map.json", "added_tokens.json"),
 )
-VERSION_DIGITS = 16
 
 
 @dataclass(frozen=True)
@@ -50,8 +48,10 @@ class Origin:
 def main(arguments: list[str] | None = None) -> None:
     options = _parse(arguments)
     try:
-        model = find(options.name)
-        print(import_model(model, options))
+        if options.text is not None:
+            print(text_store.resolve(options.name, options.text, options.revision).tag)
+        else:
+            print(import_model(find(options.name), options))
     except (CheckpointError, UnknownModel, OSError, ValueError) as error:
         sys.exit(f"import_model: {' '.join(str(error).split())}")
 
@@ -62,10 +62,11 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("name", help=f"one of {', '.join(CATALOGUE)}")
+    parser.add_argument("name", help=f"one of {', '.join(CATALOGUE)}, or with --text any")
     origin = parser.add_mutually_exclusive_group()
     origin.add_argument("--from", dest="path", type=Path, help="a Hugging Face folder or a fair-esm .pt")
     origin.add_argument("--random", action="store_true", help="untrained weights, labelled so")
+    origin.add_argument("--text", metavar="SOURCE", help="a text model: folder, or name on the hub")
     parser.add_argument("--revision", help="branch, tag or commit on the hub (default: main)")
     parser.add_argument("--seed", type=int, help="of --random (default: 0)")
     parser.add_argument("--untrained", action="store_true", help="say that the weights of --from are untrained")
@@ -87,10 +88,9 @@ def import_model(model: Model, options: argparse.Namespace) -> bentoml.Tag:
         CheckpointError, OSError, ValueError: with the reason in one line; the store is left as it was.
     """
     if options.if_missing:
-        try:
-            return bentoml.models.get(model.store_name).tag
-        except NotFound:
-            pass
+        kept = store.find(model.store_name)
+        if kept is not None:
+            return kept.tag
     with tempfile.TemporaryDirectory(prefix="import-model-") as name:
         folder = Path(name)
         try:
@@ -99,14 +99,14 @@ def import_model(model: Model, options: argparse.Namespace) -> bentoml.Tag:
             _try_tokenizer(folder, model)
         except CheckpointError as error:  # name what people know, not the folder that is gone behind this
             raise CheckpointError(str(error).replace(name, str(options.path or model.source))) from None
-        return store(folder, model, origin)
+        return store_protein_model(folder, model, origin)
 
 
 def _fill(folder: Path, model: Model, options: argparse.Namespace) -> Origin:
     """Brings the weights into the folder, in the standard format."""
     from models import conversion, untrained
 
-    if options.random or (model is MINI and options.path is None):
+    if options.random or (model.source is None and options.path is None):
         seed = options.seed or 0
         untrained.write_untrained(folder, model, seed, _show_progress)
         return Origin("untrained", f"seed {seed}", is_trained=False)
@@ -125,25 +125,12 @@ def _fill(folder: Path, model: Model, options: argparse.Namespace) -> Origin:
 
 def _download(folder: Path, model: Model, revision: str | None) -> Origin:
     """The model's files from the hub, at one commit."""
-    from huggingface_hub import HfApi, hf_hub_download
-
     assert model.source is not None
-    try:
-        info = HfApi().model_info(model.source, revision=revision)
-        assert info.sha is not None
-        names = [file.rfilename for file in info.siblings or []]
-        for kept in choose_files(names, model.source):
-            hf_hub_download(model.source, kept, revision=info.sha, local_dir=folder)
-    except CheckpointError:
-        raise
-    except Exception as error:  # of whichever HTTP library the hub's client was built with
-        raise CheckpointError(
-            f"{model.source} could not be fetched from the hub ({error}); "
-            "fetch it elsewhere and use --from, or --random for untrained weights"
-        ) from None
-    shutil.rmtree(folder / ".cache", ignore_errors=True)
+    source = model.source
+    advice = "fetch it elsewhere and use --from, or --random for untrained weights"
+    commit = hub.fetch(source, revision, lambda names: choose_files(names, source), folder, advice)
     _convert(folder)
-    return Origin(model.source, info.sha, is_trained=True)
+    return Origin(source, commit, is_trained=True)
 
 
 def choose_files(names: Iterable[str], where: str) -> list[str]:
@@ -178,63 +165,25 @@ def _try_tokenizer(folder: Path, model: Model) -> None:
         raise CheckpointError(f"the tokenizer cannot be read: {error}") from None
 
 
-def store(folder: Path, model: Model, origin: Origin) -> bentoml.Tag:
+def store_protein_model(folder: Path, model: Model, origin: Origin) -> bentoml.Tag:
     """A checked folder into the model store, under a version that is its digest."""
-    digest = _digest(folder)
-    tag = bentoml.Tag(model.store_name, digest[:VERSION_DIGITS])
-    try:
-        stored = bentoml.models.get(tag)
-    except NotFound:
-        pass
-    else:
-        if stored.info.metadata["trained"] is not origin.is_trained:
-            word = "trained" if stored.info.metadata["trained"] else "untrained"
-            raise CheckpointError(f"{tag} is in the store as {word}; delete it there first")
-        return stored.tag
     metadata: dict[str, Any] = {
         "name": model.name,
         "source": origin.source,
         "revision": origin.revision,
-        "digest": f"sha256:{digest}",
         "dim": model.dim,
         "num_layers": model.num_layers,
         "trained": origin.is_trained,
     }
     labels = {"family": model.family, "trained": str(origin.is_trained).lower()}
-    context = ModelContext(framework_name="torch", framework_versions={})
-    with bentoml.models.create(tag, context=context, labels=labels, metadata=metadata) as entry:
-        for path in folder.iterdir():
-            shutil.move(path, entry.path)
-    kept = Path(bentoml.models.get(tag).path)
-    kept.chmod(0o755)  # made by mkdtemp, for its owner alone; a container runs as anybody
-    for path in kept.iterdir():
-        path.chmod(0o644)
-    return tag
-
-
-def _digest(folder: Path) -> str:
-    """sha256 over the names and contents of a folder's files."""
-    digest = hashlib.sha256()
-    files = sorted(path for path in folder.iterdir() if path.is_file())
-    with _bar(sum(path.stat().st_size for path in files), "digest") as bar:
-        for path in files:
-            digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
-            with path.open("rb") as file:
-                while block := file.read(1 << 22):
-                    digest.update(block)
-                    bar.update(len(block))
-    return digest.hexdigest()
+    return store.put(folder, model.store_name, metadata, labels).tag
 
 
 def _show_progress(weights: Iterator[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
-    with _bar(None, "weights") as bar:
+    with store.progress(None, "weights") as bar:
         for name, tensor in weights:
             yield name, tensor
             bar.update(tensor.nbytes)
-
-
-def _bar(total: int | None, what: str) -> tqdm.tqdm[Any]:
-    return tqdm.tqdm(total=total, desc=what, unit="B", unit_scale=True, leave=False, disable=None)
 
 
 if __name__ == "__main__":
