@@ -47,7 +47,7 @@ serve: setup import ## set up and serve MODELS on HOST:PORT (127.0.0.1:3000) in 
 	exec $(BIN)/bentoml serve $(SERVICE) --host $(HOST) --port $(PORT)
 
 import: setup ## put the models of MODELS into the model store, those that are not there
-	@for model in $(filter-out %:%,$(subst $(COMMA), ,$(MODELS))); do \
+	@for model in $(filter-out none %:%,$(subst $(COMMA), ,$(MODELS))); do \
 		$(BIN)/python -m scripts.import_model "$$model" --if-missing || exit; done
 
 test: $(VENV)/.dev ## set up and run every test

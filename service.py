@@ -1,4 +1,4 @@
-"""The Bento: a runner for every model that MODELS names, and the gateway in front of them. Read this first.
+"""The Bento: a runner for each model of MODELS and TEXT_MODELS, and the gateway in front of them. Read it first.
 
     bentoml serve service:ProteinEmbeddingService
 
@@ -9,6 +9,7 @@ it is built (models/runner.py); a request's way is in serving/.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from collections.abc import Iterator
 from http import HTTPStatus
@@ -21,8 +22,12 @@ from bentoml.exceptions import BentoMLException, NotFound
 from bentoml.validators import ContentType, DType
 
 from models.catalogue import UnknownModel, find
+from models.configs import CheckpointError
 from models.departures import EndForWhoLeft
-from models.runner import RunnerOptions, make_runner
+from models.runner import RunnerOptions, fault_of, make_runner
+from models.text import stored as text_store
+from models.text.model import TextModel
+from models.text.settings import TextSettings
 from serving import errors
 from serving.admission import Admission
 from serving.app import ExplainPlainErrors, create_app
@@ -32,15 +37,18 @@ from serving.outputs import NPZ_MEDIA_TYPE, NpzWriter, describe, writing
 from serving.pipeline import MemorySink
 from serving.redis import EmbeddedRedis, RedisStartError
 from serving.runner_client import RunnerClient
-from serving.runners import ServedModel
+from serving.runners import RowT, Served
 from serving.schemas import ComputeOptions
 from serving.sequences import OnTooLong, Record, default_id
 from serving.settings import SettingsError, load_settings_or_exit, pin_models
 from serving.telemetry import configure_logging
+from serving.texts import TextOptions
 from serving.threads import run_to_its_end
+from serving.vectors import embed
 
 os.environ.setdefault("BENTOML_DO_NOT_TRACK", "1")
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # docs/decisions/0020-threads-that-wait-awake.md
+logger = logging.getLogger(__name__)
 settings = load_settings_or_exit()
 configure_logging(settings.log_level)
 app = create_app(settings.role)
@@ -58,8 +66,36 @@ def resolve(entry: str) -> bentoml.Model:
         ) from None
 
 
+def resolve_text(name: str, source: str) -> tuple[bentoml.Model, TextModel]:
+    """The stored model behind an entry of TEXT_MODELS, which is brought into the store if it is not there yet."""
+    try:
+        stored = text_store.resolve(name, source)
+        return stored, text_store.row_of(name, stored)
+    except (CheckpointError, OSError, ValueError, BentoMLException) as error:
+        raise SystemExit(f"TEXT_MODELS: {error}") from None
+
+
+def check_defaults() -> None:
+    """A default that is not served, or is for something else, stops the start."""
+    embedders = [*STORED, *(name for name, row in ROWS.items() if row.kind == "embedding")]
+    rerankers = [name for name, row in ROWS.items() if row.kind == "reranking"]
+    for variable, wanted, names in (
+        ("DEFAULT_EMBEDDING_MODEL", settings.default_embedding_model, embedders),
+        ("DEFAULT_RERANKING_MODEL", settings.default_reranking_model, rerankers),
+    ):
+        if wanted is not None and wanted not in names:
+            raise SystemExit(f"{variable}: {wanted} is none of those that are served: {', '.join(names)}")
+
+
 STORED = {entry.partition(":")[0]: resolve(entry) for entry in settings.models}
-PINNED = pin_models({name: str(stored.tag.version) for name, stored in STORED.items()})
+RESOLVED = {name: resolve_text(name, source) for name, source in settings.texts.items()}
+STORED_TEXTS = {name: stored for name, (stored, _) in RESOLVED.items()}
+ROWS = {name: row for name, (_, row) in RESOLVED.items()}
+check_defaults()
+PINNED = pin_models(
+    {name: str(stored.tag.version) for name, stored in STORED.items()},
+    {name: str(stored.tag) for name, stored in STORED_TEXTS.items()},
+)
 OPTIONS = RunnerOptions(
     precision=settings.precision,
     use_kernels=settings.use_kernels,
@@ -69,8 +105,12 @@ OPTIONS = RunnerOptions(
     queue_tokens=settings.max_queue_tokens,
     num_gpus=settings.runner_gpus,
     timeout_s=settings.runner_timeout_s,
+    text=TextSettings(settings.text_precision, settings.text_attention, settings.text_compile),
 )
-RUNNERS = {name: make_runner(find(name), stored.tag, OPTIONS) for name, stored in STORED.items()}
+RUNNERS = {
+    **{name: make_runner(find(name), stored.tag, OPTIONS) for name, stored in STORED.items()},
+    **{name: make_runner(ROWS[name], stored.tag, OPTIONS) for name, stored in STORED_TEXTS.items()},
+}
 
 
 def address(runner: bentoml.Service[Any]) -> str:
@@ -79,6 +119,25 @@ def address(runner: bentoml.Service[Any]) -> str:
     if url is None:
         raise SystemExit("runners need processes of their own: serve without --development")
     return url
+
+
+def serve(row: RowT, stored: bentoml.Model) -> Served[RowT]:
+    """A model as the gateway knows it."""
+    client = RunnerClient(row.runner, address(RUNNERS[row.name]), settings.runner_timeout_s)
+    created = int(stored.info.creation_time.timestamp())
+    return Served(row, str(stored.tag.version), stored.info.metadata, client, created)
+
+
+def check_stored() -> None:
+    """A checkpoint that is not what it should be is told of before the port opens.
+
+    The others are served; where there are none, the start ends here.
+    """
+    faults = {name: fault for name, stored in STORED.items() if (fault := fault_of(find(name), stored))}
+    if len(faults) == len(RUNNERS):
+        raise SystemExit("\n".join(faults.values()))
+    for fault in faults.values():
+        logger.critical("%s; it is not served", fault)
 
 
 class ClientError(BentoMLException):
@@ -101,21 +160,17 @@ class _Gateway:
     """Answers HTTP: the REST routes of serving/app.py, and methods for BentoML's own clients."""
 
     def __init__(self) -> None:
-        served = {
-            name: ServedModel(
-                model=find(name),
-                version=str(stored.tag.version),
-                metadata=stored.info.metadata,
-                runner=RunnerClient(find(name).runner, address(RUNNERS[name]), settings.runner_timeout_s),
-            )
-            for name, stored in STORED.items()
-        }
-        self.gateway = app.state.gateway = Gateway.build(settings, served)
+        self.gateway = app.state.gateway = Gateway.build(
+            settings,
+            {name: serve(find(name), stored) for name, stored in STORED.items()},
+            {name: serve(ROWS[name], stored) for name, stored in STORED_TEXTS.items()},
+        )
 
     @bentoml.on_deployment
     @staticmethod
     def prepare() -> None:
-        """Once, before the port opens: the data folder, and a Redis where none is given."""
+        """Once, before the port opens: the checkpoints, the data folder, and a Redis where none is given."""
+        check_stored()
         try:
             settings.make_folders()
             JobStore(settings.jobs_url, settings.data_dir).check()
@@ -133,11 +188,13 @@ class _Gateway:
         self,
         sequences: list[str],
         context: bentoml.Context,
-        model: str = next(iter(STORED)),
+        model: str = next(iter(RUNNERS)),
         max_length: int | None = None,
         on_too_long: OnTooLong = "error",
     ) -> Annotated[np.ndarray, DType("float32")]:
-        """Pooled embeddings, (B, D) float32."""
+        """Pooled embeddings of proteins, or of texts where the model is one of theirs, (B, D) float32."""
+        if model in STORED_TEXTS:
+            return await self._embed_texts(sequences, model, max_length, on_too_long, context)
         sink = MemorySink()
         wanted = ComputeOptions(dtype="float32", max_length=max_length, on_too_long=on_too_long)
         with telling_clients():
@@ -149,7 +206,7 @@ class _Gateway:
         self,
         sequences: list[str],
         context: bentoml.Context,
-        model: str = next(iter(STORED)),
+        model: str = next(iter(RUNNERS)),
         dtype: Literal["float16", "float32"] = "float16",
         max_length: int | None = None,
         on_too_long: OnTooLong = "error",
@@ -164,6 +221,28 @@ class _Gateway:
                 await run_to_its_end(lambda: writer.finish(ids, manifest))
         return path
 
+    async def _embed_texts(
+        self,
+        texts: list[str],
+        model: str,
+        max_length: int | None,
+        on_too_long: OnTooLong,
+        context: bentoml.Context,
+    ) -> np.ndarray:
+        """As /embed does it; max_length is in tokens."""
+        self._require_role()
+        with telling_clients():
+            if on_too_long == "window" or (max_length is not None and max_length < 1):
+                raise errors.InvalidRequest("texts are not cut into windows, and have 1 token at least")
+            options = TextOptions(truncate=on_too_long == "truncate", max_tokens=max_length)
+            terms = self.gateway.terms(context.request.headers)
+            return (await embed(self.gateway, model, texts, options, terms)).rows
+
+    @staticmethod
+    def _require_role() -> None:
+        if settings.role == "worker":
+            raise NotFound("this process works on jobs alone")
+
     async def _embed(
         self,
         sequences: list[str],
@@ -173,8 +252,7 @@ class _Gateway:
         context: bentoml.Context,
     ) -> dict[str, Any]:
         """As the REST route does it, but all or nothing: these clients' replies have no room for parts."""
-        if settings.role == "worker":
-            raise NotFound("this process works on jobs alone")
+        self._require_role()
         records = [Record(default_id(index), sequence) for index, sequence in enumerate(sequences)]
         served, terms = self.gateway.find(model), self.gateway.terms(context.request.headers)
         proteins, options = self.gateway.prepare(served, records, wanted)
@@ -185,13 +263,14 @@ class _Gateway:
         return describe(served, proteins, options, report)
 
 
-for _name, _runner in RUNNERS.items():
-    setattr(_Gateway, find(_name).runner, bentoml.depends(_runner))
+for _runner in RUNNERS.values():
+    setattr(_Gateway, _runner.name, bentoml.depends(_runner))
 
 ProteinEmbeddingService = bentoml.service(
     name="protein_embedding_service",
     workers=settings.gateway_workers,
-    envs=[{"name": "MODELS", "value": PINNED}],  # what a Bento serves is what it was built with
+    # What a Bento serves is what it was built with
+    envs=[{"name": name, "value": value} for name, value in PINNED.items()],
     traffic={"timeout": settings.request_timeout_s + 10},  # ours comes first, and explains itself
     runner_probe={"enabled": False},
 )(bentoml.asgi_app(app, path="/")(_Gateway))

@@ -28,6 +28,7 @@ ResultT = TypeVar("ResultT")
 CLOSED = "the batcher was closed"
 MAX_LOSSES = 2  # devices that may be lost with an item on them before the item is held to be the cause
 RECOVERY = 1.05  # by which a budget that memory has cut grows with every batch that fits
+VISIT_S = 10.0  # after somebody's call, in which he may come again: batches of bulk work stay small for so long
 RETRY_AFTER_S = (1.0, 60.0)  # the least and the most that a caller is told to wait
 
 # A blocking function: one result an item, in order; an item that fails gets its exception.
@@ -106,6 +107,7 @@ class Batcher(Generic[ItemT, ResultT]):
         self._changed = asyncio.Event()  # set when a device that waits has reason to look again
         self._threads = ThreadPoolExecutor(len(devices) * num_callers, thread_name_prefix="device")
         self._loops: list[asyncio.Task[None]] = []
+        self._visited_until = -math.inf
         self._last_loss = "no device is lost"
         self._is_closed = False
 
@@ -139,9 +141,13 @@ class Batcher(Generic[ItemT, ResultT]):
             numbers = [number for number in range(len(self._devices)) for _ in range(self._num_callers)]
             self._loops = [asyncio.create_task(self._drain(number)) for number in numbers]
         works = self._enter_all(items, priority)
+        started = asyncio.get_running_loop().time()
         try:
             async with asyncio.timeout(timeout_s):
-                return list(await asyncio.gather(*(asyncio.shield(work.outcome) for work in works)))
+                outcomes = await asyncio.gather(*(asyncio.shield(work.outcome) for work in works))
+            self._statistics.num_calls += 1
+            self._statistics.call_s += asyncio.get_running_loop().time() - started
+            return list(outcomes)
         except TimeoutError:
             self._statistics.num_expired_calls += 1
             raise
@@ -175,6 +181,8 @@ class Batcher(Generic[ItemT, ResultT]):
         rate = self._cost_per_s()
         works: list[_Work[ItemT, ResultT]] = []
         ahead, is_bulk = 0, priority == "bulk"
+        if not is_bulk:
+            self._visited_until = now + VISIT_S
         for item in items:
             cost = self._cost(item)
             ahead += cost
@@ -207,7 +215,8 @@ class Batcher(Generic[ItemT, ResultT]):
             if full_at is not None:
                 await self._look_again(full_at)
             else:
-                entries = self._schedule.pick(device.budget, self.limits.max_items)
+                has_visitors = asyncio.get_running_loop().time() < self._visited_until
+                entries = self._schedule.pick(device.budget, self.limits.max_items, has_visitors)
                 await self._run(number, [self._works[entry.item] for entry in entries])
 
     def _waits_for_company_until(self, device: DeviceStatistics) -> float | None:
@@ -252,6 +261,7 @@ class Batcher(Generic[ItemT, ResultT]):
         except Exception as error:
             results = [error] * len(batch)
         else:
+            self._statistics.busy_s += loop.time() - self._paces[number].since
             device.cost_per_s = self._paces[number].add(cost, loop.time())
             device.budget = min(self.limits.budget, math.ceil(device.budget * RECOVERY))
         finally:

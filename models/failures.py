@@ -18,6 +18,10 @@ class NoDevice(Exception):
     """All devices are lost: nothing is computed until the process is started anew."""
 
 
+class NotLoaded(Exception):
+    """The model could not be loaded, for the reason that is given; it is tried again now and then."""
+
+
 class QueueFull(Exception):
     """More waits than may. `retry_after_s`: seconds after which it will have been worked off."""
 

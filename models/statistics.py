@@ -25,7 +25,8 @@ class Statistics:
 
     num_joined: items that were queued, running or just done for another caller. num_abandoned: that nobody wanted
     any more when their turn came. num_split: batches that were cut for want of memory. num_expired_calls: that ran
-    out of time. num_rejected_calls: that met a full queue.
+    out of time. num_rejected_calls: that met a full queue. num_calls: that were answered, call_s: and in how many
+    seconds, one by one. busy_s: during which a device was at work, one by one too.
     """
 
     devices: list[DeviceStatistics]
@@ -37,6 +38,9 @@ class Statistics:
     num_split: int = 0
     num_expired_calls: int = 0
     num_rejected_calls: int = 0
+    num_calls: int = 0
+    call_s: float = 0.0
+    busy_s: float = 0.0
     queue_items: int = 0
     queue_cost: int = 0
     inflight_batches: int = 0

@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from models.failures import NoDevice, QueueFull
+from models.failures import NoDevice, NotLoaded, QueueFull
 
-Refusal = QueueFull | NoDevice | TimeoutError
+Refusal = QueueFull | NoDevice | NotLoaded | TimeoutError
 
 _HEADER_SIZE = struct.Struct("<I")
 
@@ -33,6 +33,7 @@ class Reply:
     errors: index of each sequence that failed, and why.
     precision: of the arithmetic that made them.
     devices: on which each sequence ran ("cpu", "cuda:1", ...); none where it did not come so far.
+    num_tokens: of each sequence as the model reads it, special ones included; 0 where it could not be read.
     """
 
     lengths: Sequence[int]
@@ -40,6 +41,7 @@ class Reply:
     errors: dict[int, str]
     precision: str
     devices: Sequence[str | None]
+    num_tokens: Sequence[int] = ()
 
 
 def encode_reply(
@@ -48,8 +50,9 @@ def encode_reply(
     dtype: str,
     precision: str,
     devices: Sequence[str | None],
+    num_tokens: Sequence[int] = (),
 ) -> bytes:
-    """One result a sequence, (D,) or (L, D) of `dtype`, or why there is none; `devices` as in `Reply`."""
+    """One result a sequence, (D,) or (L, D) of `dtype`, or why there is none; the rest as in `Reply`."""
     header: dict[str, Any] = {
         "lengths": [r.size // dim if isinstance(r, np.ndarray) else 0 for r in results],
         "dim": dim,
@@ -57,6 +60,7 @@ def encode_reply(
         "precision": precision,
         "errors": {i: str(r) for i, r in enumerate(results) if isinstance(r, Exception)},
         "devices": devices,
+        "num_tokens": num_tokens,
     }
     rows = [
         np.ascontiguousarray(result).data.cast("B")
@@ -78,7 +82,7 @@ def decode_reply(data: bytes) -> Reply:
     """The reply in a body; its rows are views of the body, not copies.
 
     Raises:
-        QueueFull, NoDevice, TimeoutError: the body says so.
+        QueueFull, NoDevice, NotLoaded, TimeoutError: the body says so.
     """
     (size,) = _HEADER_SIZE.unpack_from(data)
     start = _HEADER_SIZE.size + size
@@ -90,11 +94,13 @@ def decode_reply(data: bytes) -> Reply:
             raise QueueFull(header["retry_after_s"])
         case "NoDevice":
             raise NoDevice(header["why"])
+        case "NotLoaded":
+            raise NotLoaded(header["why"])
         case _:
             raise TimeoutError(header["why"])
     rows = np.frombuffer(data, np.dtype(header["dtype"]), offset=start).reshape(-1, header["dim"])
     errors = {int(index): reason for index, reason in header["errors"].items()}
-    return Reply(header["lengths"], rows, errors, header["precision"], header["devices"])
+    return Reply(header["lengths"], rows, errors, header["precision"], header["devices"], header["num_tokens"])
 
 
 def _encode_header(header: Mapping[str, Any]) -> tuple[bytes, bytes]:

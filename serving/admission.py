@@ -37,7 +37,7 @@ class Admission:
             return
         if self._num_requests >= self._max_requests:
             busy = Overloaded(f"{self._max_requests} requests are being worked on", RETRY_AFTER_S)
-            await reply_to(busy)(scope, receive, send)
+            await reply_to(busy, scope["path"])(scope, receive, send)
             return
         self._num_requests += 1
         try:
@@ -50,7 +50,7 @@ class Admission:
         too_large = BodyTooLarge(f"the body is over {max_bytes / 1e6:g} MB")
         announced = Headers(scope=scope).get("content-length", "0")
         if announced.isdecimal() and int(announced) > max_bytes:
-            await reply_to(too_large)(scope, receive, send)
+            await reply_to(too_large, scope["path"])(scope, receive, send)
             return
         num_bytes, has_begun = 0, False
 
@@ -74,4 +74,4 @@ class Admission:
             if num_bytes <= max_bytes:
                 raise
         if num_bytes > max_bytes and not has_begun:
-            await reply_to(too_large)(scope, receive, send)
+            await reply_to(too_large, scope["path"])(scope, receive, send)

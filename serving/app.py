@@ -16,8 +16,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from models.catalogue import UnknownModel
 from serving.errors import ServiceError, status_of
-from serving.replies import reply_to
-from serving.routes import cache, embeddings, jobs, models, operations
+from serving.replies import reply_to, reply_with
+from serving.routes import cache, embed, embeddings, jobs, models, openai, operations, overview, predict
 from serving.settings import TITLE, VERSION, Role
 
 logger = logging.getLogger(__name__)
@@ -34,7 +34,8 @@ def create_app(role: Role = "all") -> FastAPI:
         description="Protein sequences in, embeddings of protein language models out.",
         lifespan=_lifespan,
     )
-    for family in (operations,) if role == "worker" else (embeddings, jobs, cache, models, operations):
+    asked = (embeddings, jobs, cache, models, predict, embed, openai) if role != "worker" else ()
+    for family in (*asked, operations, overview):
         app.include_router(family.router)
     app.add_exception_handler(ServiceError, _explain)
     app.add_exception_handler(UnknownModel, _explain)
@@ -80,24 +81,24 @@ async def _explain(request: Request, error: Exception) -> JSONResponse:
     status = status_of(error)
     if status >= 500:
         logger.error("%s %s: %s", request.method, request.url.path, error, exc_info=error.__cause__)
-    return reply_to(error)
+    return reply_to(error, request.url.path)
 
 
-async def _explain_validation(_: Request, error: Exception) -> JSONResponse:
+async def _explain_validation(request: Request, error: Exception) -> JSONResponse:
     """A parameter of a route (not a body: those are parsed by the route) is of the wrong kind."""
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     detail = f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
-    return JSONResponse({"error": "Validation error", "detail": detail}, 422)
+    return reply_with({"error": "Validation error", "detail": detail}, 422, {}, request.url.path)
 
 
 async def _explain_http(request: Request, error: Exception) -> JSONResponse:
     """Starlette's own: a method that a route does not have, and the like."""
     assert isinstance(error, HTTPException)
-    detail = f"{request.method} {request.url.path}"
-    return JSONResponse({"error": error.detail, "detail": detail}, error.status_code, error.headers)
+    body = {"error": error.detail, "detail": f"{request.method} {request.url.path}"}
+    return reply_with(body, error.status_code, error.headers or {}, request.url.path)
 
 
 async def _explain_unexpected(request: Request, error: Exception) -> JSONResponse:
     logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
-    return reply_to(error)
+    return reply_to(error, request.url.path)

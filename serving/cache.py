@@ -48,14 +48,34 @@ class KeyParts:
     pooled: bool
     window: int | None = None
 
+    def settings(self, length: int) -> str:
+        """What is asked of a sequence of that length, in the form of a key."""
+        pooling = "mean" if self.pooled else "residues"
+        window = f"_windows{self.window}" if self.window is not None and length > self.window else ""
+        return f"{self.precision}_{self.dtype}_last_{pooling}{window}"
 
-def cache_key(parts: KeyParts, sequence: str) -> str:
+
+@dataclass(frozen=True)
+class TextKeyParts:
+    """The same for a text. max_tokens: a limit below the model's, behind which it is cut off or refused."""
+
+    model: str
+    version: str
+    precision: str
+    prompt_name: str | None
+    truncate: bool
+    max_tokens: int | None
+
+    def settings(self, length: int) -> str:  # noqa: ARG002
+        """What is asked of a text, in the form of a key."""
+        end = f"{'cut' if self.truncate else 'whole'}{self.max_tokens or ''}"
+        return f"{self.precision}_text_{end}_{'default' if self.prompt_name is None else f'by-{self.prompt_name}'}"
+
+
+def cache_key(parts: KeyParts | TextKeyParts, sequence: str) -> str:
     """The one place where a key is made. It begins with the model's name, so that patterns can name models."""
     digest = hashlib.blake2b(sequence.encode(), digest_size=20).hexdigest()
-    pooling = "mean" if parts.pooled else "residues"
-    settings = f"{parts.precision}_{parts.dtype}_last_{pooling}"
-    if parts.window is not None and len(sequence) > parts.window:
-        settings += f"_windows{parts.window}"
+    settings = parts.settings(len(sequence))
     return f"{CACHE_PREFIX}{parts.model}_{parts.version}_{settings}_f{FORMAT_VERSION}_{digest}"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 from models.catalogue import UnknownModel
 
@@ -32,16 +32,17 @@ class InvalidRequest(ServiceError):
 
 @dataclass(frozen=True)
 class Problem:
-    """What is wrong with one sequence. index counts from 0 in the request, position from 1 in the sequence."""
+    """What is wrong with one sequence or text. index counts from 0 in the request, position from 1 in it."""
 
     index: int
     reason: str
     id: str | None = None
     position: int | None = None
     character: str | None = None
+    kind: Literal["sequence", "text"] = "sequence"
 
     def __str__(self) -> str:
-        name = f"sequence {self.index}" + (f" ({self.id})" if self.id else "")
+        name = f"{self.kind} {self.index}" + (f" ({self.id})" if self.id else "")
         return f"{name}: {self.reason}"
 
 
@@ -56,11 +57,17 @@ class InvalidSequences(ServiceError):
         super().__init__(f"{problems[0]}{more}")
 
 
+class InvalidTexts(InvalidSequences):
+    """The same of texts."""
+
+    title = "Validation error"
+
+
 class TooManySequences(ServiceError):
     title = "Too many sequences"
 
-    def __init__(self, count: int, limit: int) -> None:
-        super().__init__(f"{count} sequences in one request; the limit is {limit}")
+    def __init__(self, count: int, limit: int, what: str = "sequences") -> None:
+        super().__init__(f"{count} {what} in one request; the limit is {limit}")
 
 
 class BodyTooLarge(ServiceError):
@@ -79,6 +86,12 @@ class Overloaded(ServiceError):
 
 class UnsupportedBody(ServiceError):
     title = "Unsupported media type"
+
+
+class NoSuchModel(ServiceError):
+    """None of the kind is served that a request needs without naming one."""
+
+    title = "Unknown model"
 
 
 class UnknownOutput(ServiceError):
@@ -102,6 +115,13 @@ class RunnerUnavailable(ServiceError):
     retry_after_s = 15.0  # BentoML looks after its processes every 10 seconds, and then loads the model
 
 
+class ModelNotLoaded(RunnerUnavailable):
+    """The runner is there, and has no model to run; it tries again now and then."""
+
+    title = "Model not loaded"
+    retry_after_s = 60.0
+
+
 class StoreUnavailable(ServiceError):
     """Redis, or the folder of the outputs, does not answer."""
 
@@ -119,6 +139,7 @@ class InferenceFailed(ServiceError):
 STATUS: dict[type[Exception], int] = {
     MalformedBody: 400,
     UnknownModel: 404,
+    NoSuchModel: 404,
     UnknownOutput: 404,
     UnknownJob: 404,
     JobNotDone: 409,
@@ -128,9 +149,11 @@ STATUS: dict[type[Exception], int] = {
     UnsupportedBody: 415,
     InvalidRequest: 422,
     InvalidSequences: 422,
+    InvalidTexts: 422,
     Overloaded: 429,
     InferenceFailed: 500,
     RunnerUnavailable: 503,
+    ModelNotLoaded: 503,
     StoreUnavailable: 503,
     DeadlineExceeded: 504,
 }
@@ -150,7 +173,7 @@ def body_of(error: Exception) -> dict[str, Any]:
     body: dict[str, Any] = {"error": error.title, "detail": str(error)}
     if isinstance(error, InvalidSequences):
         body["items"] = [
-            {name: value for name, value in asdict(problem).items() if value is not None}
+            {name: value for name, value in asdict(problem).items() if value is not None and name != "kind"}
             for problem in error.problems[:MAX_PROBLEMS]
         ]
     return body

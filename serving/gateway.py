@@ -7,16 +7,18 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import redis.asyncio
 from fastapi import Request
 
-from models.catalogue import Model, find
+from models.catalogue import Model, UnknownModel, find
+from models.text.model import Kind
 from serving import redis as redis_server
 from serving.cache import Cache
 from serving.closing import told_to_end
-from serving.errors import InvalidRequest
+from serving.errors import InvalidRequest, ModelNotLoaded, NoSuchModel
 from serving.jobs.measures import measures_of_process
 from serving.jobs.queue import JobQueue, Quota
 from serving.jobs.service import JobService
@@ -25,11 +27,12 @@ from serving.jobs.worker import JobWorker
 from serving.outputs import OutputStore
 from serving.parts import MIN_WINDOW, Options
 from serving.pipeline import Pipeline
-from serving.runners import ServedModel, Terms
+from serving.runners import ServedModel, ServedText, Terms
 from serving.schemas import ComputeOptions
 from serving.sequences import Limits, Protein, Record, clean_all
 from serving.settings import Settings
 from serving.tasks import end
+from serving.texts import TextPipeline
 
 logger = logging.getLogger(__name__)
 
@@ -41,19 +44,27 @@ TIMEOUT_HEADER = "X-Request-Timeout"  # seconds
 
 @dataclass(frozen=True)
 class Gateway:
-    """The parts that routes work with. `served` maps catalogue names to the models that run here."""
+    """The parts that routes work with. `served` maps catalogue names to the protein models that run here,
+    `served_texts` the deployment's own names to its text models."""
 
     settings: Settings
     served: Mapping[str, ServedModel]
+    served_texts: Mapping[str, ServedText]
     client: redis.asyncio.Redis
     cache: Cache
     outputs: OutputStore
     pipeline: Pipeline
+    texts: TextPipeline
     jobs: JobService
     is_closing: asyncio.Event = field(default_factory=asyncio.Event)
 
     @classmethod
-    def build(cls, settings: Settings, served: Mapping[str, ServedModel]) -> Gateway:
+    def build(
+        cls,
+        settings: Settings,
+        served: Mapping[str, ServedModel],
+        served_texts: Mapping[str, ServedText] = MappingProxyType({}),
+    ) -> Gateway:
         client = redis_server.connect(settings)
         cache = Cache(client, settings.redis_ttl_days * 86_400, settings.redis_compression_level)
         outputs = OutputStore(
@@ -68,7 +79,10 @@ class Gateway:
             Quota(settings.max_jobs_per_key, settings.max_job_sequences_per_key),
             measures_of_process(),
         )
-        return cls(settings, served, client, cache, outputs, Pipeline(cache), jobs)
+        return cls(
+            *(settings, served, served_texts, client, cache, outputs),
+            *(Pipeline(cache), TextPipeline(cache), jobs),
+        )
 
     def prepare(
         self, served: ServedModel, records: Sequence[Record], wanted: ComputeOptions
@@ -116,6 +130,13 @@ class Gateway:
 
     @property
     def default_model(self) -> str:
+        """The first protein model.
+
+        Raises:
+            NoSuchModel: there is none.
+        """
+        if not self.served:
+            raise NoSuchModel("no protein model is served here; MODELS names those that are")
         return next(iter(self.served))
 
     def find(self, name: str) -> ServedModel:
@@ -127,10 +148,61 @@ class Gateway:
         rows: dict[str, Model] = {served.model.name: served.model for served in self.served.values()}
         return self.served[find(name, rows).name]
 
+    @property
+    def default_embedder(self) -> str:
+        """The model of embeddings for whom names none: the deployment's choice, else texts before proteins."""
+        wanted = self.settings.default_embedding_model
+        if wanted is not None:
+            return wanted
+        return [*self._names_of("embedding"), *self.served][0]
+
+    def default_text_model(self, kind: Kind) -> str:
+        """The model of a kind for whom names none.
+
+        Raises:
+            NoSuchModel: there is none.
+        """
+        wanted = self.settings.default_reranking_model if kind == "reranking" else None
+        names = self._names_of(kind)
+        if wanted is None and not names:
+            raise NoSuchModel(f"no model for {kind} is served here; TEXT_MODELS names those that are")
+        return wanted or names[0]
+
+    def find_text_model(self, name: str, kind: Kind) -> ServedText:
+        """The served text model of exactly this name.
+
+        Raises:
+            UnknownModel: it is not served here, or is of another kind.
+        """
+        if name in self.served_texts and self.served_texts[name].model.kind == kind:
+            return self.served_texts[name]
+        known = self._names_of(kind) + (list(self.served) if kind == "embedding" else [])
+        raise UnknownModel(name, known)
+
+    def find_any(self, name: str) -> ServedModel | ServedText:
+        """The served model of exactly this name, whatever it is for.
+
+        Raises:
+            UnknownModel: it is not served here.
+        """
+        by_name = {served.model.name: served for served in self.all_served}
+        if name not in by_name:
+            raise UnknownModel(name, list(by_name))
+        return by_name[name]
+
+    def _names_of(self, kind: Kind) -> list[str]:
+        return [name for name, served in self.served_texts.items() if served.model.kind == kind]
+
+    @property
+    def all_served(self) -> list[ServedModel | ServedText]:
+        """Proteins' first."""
+        return [*self.served.values(), *self.served_texts.values()]
+
     async def is_ready(self) -> bool:
-        """Whether every runner answers."""
-        answers = await asyncio.gather(*(s.status() for s in self.served.values()), return_exceptions=True)
-        return not any(isinstance(answer, BaseException) for answer in answers)
+        """Whether every runner answers, and at least one of them has its model."""
+        answers = await asyncio.gather(*(s.status() for s in self.all_served), return_exceptions=True)
+        failed = [answer for answer in answers if isinstance(answer, BaseException)]
+        return len(failed) < len(answers) and all(isinstance(error, ModelNotLoaded) for error in failed)
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -150,7 +222,7 @@ class Gateway:
             finally:
                 await asyncio.gather(*(end(task) for task in tasks))
                 await self.cache.write_counts()
-                await asyncio.gather(*(served.runner.close() for served in self.served.values()))
+                await asyncio.gather(*(served.runner.close() for served in self.all_served))
                 await self.client.aclose()
 
     async def _until_closing(self, work: Coroutine[Any, Any, None]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -49,6 +49,11 @@ class Call:
     parts: list[Part]
     pooled: bool
     dtype: Dtype
+
+    @property
+    def form(self) -> dict[str, Any]:
+        """As the runner is asked for it."""
+        return {"pooled": self.pooled, "dtype": self.dtype}
 
 
 def expected_bytes(proteins: Sequence[Protein], options: Options, dim: int) -> int:

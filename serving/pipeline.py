@@ -18,6 +18,7 @@ from serving.errors import DeadlineExceeded, InferenceFailed
 from serving.parts import Call, Joiner, Options, Part, plan_calls
 from serving.runners import ServedModel, Terms
 from serving.sequences import Protein
+from serving.tasks import a_few_at_a_time
 from serving.threads import run_to_its_end
 
 T = TypeVar("T")
@@ -161,18 +162,9 @@ class _Request:
         clock = _Stopwatch()
         admitted = replace(terms, is_admitted=True)
 
-        async def feed() -> None:
-            for call in calls:
-                await self._run(call, clock, admitted)
-
         try:
             await self._run(next(calls), clock, terms)
-            async with asyncio.TaskGroup() as group:
-                for _ in range(CALLS_IN_FLIGHT):
-                    group.create_task(feed())
-        except BaseExceptionGroup as group_error:
-            error = group_error.exceptions[0]
-            raise error from error.__cause__
+            await a_few_at_a_time(calls, lambda call: self._run(call, clock, admitted), CALLS_IN_FLIGHT)
         finally:
             self.report.inference_ms = clock.total_ms
 
@@ -186,7 +178,7 @@ class _Request:
         with clock:
             self.report.runner_calls += 1
             sequences = [self.sequences[part.place][part.span] for part in call.parts]
-            reply = await self.served.runner.embed(sequences, call.pooled, call.dtype, terms)
+            reply = await self.served.runner.embed(sequences, call.form, terms)
         if reply.precision != self.report.precision:
             # The runner was started anew on other hardware: its answers are right, the keys are not
             self.report.precision = reply.precision

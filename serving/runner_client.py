@@ -17,9 +17,16 @@ from urllib.parse import unquote, urlsplit
 import aiohttp
 from opentelemetry import propagate
 
-from models.failures import NoDevice, QueueFull
+from models.failures import NoDevice, NotLoaded, QueueFull
 from models.wire import Reply, decode_reply
-from serving.errors import DeadlineExceeded, InferenceFailed, Overloaded, RunnerUnavailable, ServiceError
+from serving.errors import (
+    DeadlineExceeded,
+    InferenceFailed,
+    ModelNotLoaded,
+    Overloaded,
+    RunnerUnavailable,
+    ServiceError,
+)
 from serving.runners import STATUS_TIMEOUT_S, Terms
 
 logger = logging.getLogger(__name__)
@@ -67,8 +74,8 @@ class RunnerClient:
         self._return: asyncio.Task[None] | None = None  # while the runner is away: done when it is back
         self._full_until = self._retry_after_s = 0.0
 
-    async def embed(self, sequences: list[str], pooled: bool, dtype: str, terms: Terms) -> Reply:
-        """Embeddings of cleaned sequences.
+    async def embed(self, sequences: list[Any], form: Mapping[str, Any], terms: Terms) -> Reply:
+        """Embeddings of sequences; `form` says what is wanted of each, as the runner's engine understands it.
 
         Raises:
             Overloaded: too much waits there.
@@ -80,7 +87,7 @@ class RunnerClient:
             if self._now() < self._full_until:
                 raise self._overloaded()
             await self._wait_for_return(terms, BLINK_S)
-        arguments = {"sequences": sequences, "pooled": pooled, "dtype": dtype, "priority": terms.priority}
+        arguments = {"sequences": sequences, "form": dict(form), "priority": terms.priority}
         for _ in range(MAX_ATTEMPTS):
             await self._wait_for_return(terms, RESTART_S)
             left_s = min(self._timeout_s, self._left_s(terms))
@@ -91,6 +98,8 @@ class RunnerClient:
                 self._full_until = self._now() + error.retry_after_s * FULL_SHARE
                 self._retry_after_s = error.retry_after_s
                 raise self._overloaded() from None
+            except NotLoaded as error:
+                raise ModelNotLoaded(str(error)) from None
             except TimeoutError:
                 raise DeadlineExceeded(f"{self._name} took over {left_s:.3g} seconds") from None
             except (_Lost, NoDevice) as error:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 from models.catalogue import Model
 from models.schedule import Priority
+from models.text.model import TextModel
 from models.wire import Reply
-from serving.errors import DeadlineExceeded, InferenceFailed, RunnerUnavailable
+from serving.errors import DeadlineExceeded, InferenceFailed, ModelNotLoaded, RunnerUnavailable
 
 STATUS_TIMEOUT_S = 2.0
 UNTRAINED_WARNING = "untrained weights: the numbers test the wiring and mean nothing in biology"
@@ -32,24 +34,45 @@ class Terms:
 class Runner(Protocol):
     """What can be asked of a runner; serving/runner_client.py says how it fails."""
 
-    async def embed(self, sequences: list[str], pooled: bool, dtype: str, terms: Terms) -> Reply: ...
+    async def embed(self, sequences: list[Any], form: Mapping[str, Any], terms: Terms) -> Reply: ...
 
     async def status(self) -> dict[str, Any]: ...
 
     async def close(self) -> None: ...
 
 
+class Row(Protocol):
+    """What a table, or a deployment, says of a model."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def store_name(self) -> str: ...
+
+    @property
+    def runner(self) -> str: ...
+
+    @property
+    def description(self) -> str: ...
+
+
+RowT = TypeVar("RowT", bound=Row)
+
+
 @dataclass
-class ServedModel:
-    """A catalogue row, the version of it that was resolved at the start, and its runner.
+class Served(Generic[RowT]):
+    """A row, the version of it that was resolved at the start, and its runner.
 
     metadata: what the model store knows of the weights (source, revision, digest, trained).
+    created: when they came there, in seconds of 1970.
     """
 
-    model: Model
+    model: RowT
     version: str
     metadata: dict[str, Any]
     runner: Runner
+    created: int = 0
     _description: dict[str, Any] | None = field(default=None, init=False)
 
     @property
@@ -58,11 +81,11 @@ class ServedModel:
 
     @property
     def is_trained(self) -> bool:
-        return bool(self.metadata["trained"])
+        return bool(self.metadata.get("trained", True))
 
     @property
     def description(self) -> str:
-        """The catalogue's words, and the truth about the weights that are really there."""
+        """The row's words, and the truth about the weights that are really there."""
         words = self.model.description
         return words if self.is_trained or "UNTRAINED" in words else f"{words}; here with UNTRAINED weights"
 
@@ -70,13 +93,17 @@ class ServedModel:
         """What the runner says of itself now.
 
         Raises:
+            ModelNotLoaded: it answers that the model could not be loaded.
             RunnerUnavailable: it does not answer in time.
         """
         try:
             async with asyncio.timeout(STATUS_TIMEOUT_S):
-                return await self.runner.status()
+                status = await self.runner.status()
         except (TimeoutError, DeadlineExceeded, InferenceFailed) as error:
             raise RunnerUnavailable(f"{self.model.runner} does not answer") from error
+        if "failure" in status:
+            raise ModelNotLoaded(status["failure"])
+        return status
 
     def forget(self) -> None:
         """Has the description asked anew."""
@@ -91,3 +118,7 @@ class ServedModel:
         if self._description is None:
             self._description = await self.status()
         return self._description
+
+
+ServedModel = Served[Model]
+ServedText = Served[TextModel]

@@ -231,7 +231,7 @@ class ModelInfo(ModelSummary):
     trained_length: int | None = Field(description="residues of the longest sequences in the model's training")
     devices: list[str]
     per_device: list[DeviceInfo]
-    batcher: dict[str, int] = Field(description="counters since the runner's start, and what waits now")
+    batcher: dict[str, int | float] = Field(description="counters since the runner's start, and what waits now")
     inputs: list[TensorInfo]
     outputs: list[TensorInfo]
 
@@ -291,7 +291,8 @@ class HealthLimits(BaseModel):
 
 
 class Health(BaseModel):
-    """healthy: all answer. degraded: computing works, without the cache. unhealthy: a runner does not answer."""
+    """healthy: all answer. degraded: computing works, without the cache or without some model. unhealthy: a runner
+    does not answer."""
 
     model_config = ConfigDict(json_schema_extra={"example": examples.HEALTH})
 
@@ -308,6 +309,7 @@ class ServiceConfig(BaseModel):
 
     sequence_limits: dict[str, int]
     runner: dict[str, Any]
+    texts: dict[str, Any]
     redis: dict[str, Any]
     jobs: dict[str, Any]
     features: dict[str, Any]

@@ -13,26 +13,41 @@ from urllib.parse import urlsplit
 
 import redis.asyncio
 import yaml
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from models.catalogue import CATALOGUE, MINI, UnknownModel, find
+from models.text.model import Kind
 
 Role = Literal["all", "api", "worker"]
 
 TITLE = "Protein Embedding Service"
+NO_MODELS = "none"  # as MODELS: no protein model
+# Keys beside the names of models in the reply of /models
+RESERVED_NAMES = ("embedding_models", "reranking_models", "classification_models")
 _ENTRY = re.compile(r"\w+(:[\w.-]+)?")
+_TEXT_NAME = re.compile(r"[A-Za-z0-9][\w./-]*")
 VERSION = "1.0.0"  # of the service; pyproject.toml says the same
 
 
-def default_models() -> tuple[str, ...]:
-    """The models that this Bento was built with, in their versions; outside a Bento, the embedded one."""
+def _recorded(name: str) -> tuple[str, ...]:
+    """What this Bento was built with, in its versions; nothing outside a Bento."""
     manifest = Path(__file__).parents[2] / "bento.yaml"  # a Bento holds the project in src/
     if not manifest.exists():
-        return (MINI.name,)
+        return ()
     variables = yaml.safe_load(manifest.read_text()).get("envs", [])
-    recorded = {variable["name"]: variable["value"] for variable in variables}
-    return tuple(recorded["MODELS"].split(","))
+    values = {variable["name"]: variable["value"] for variable in variables}
+    return tuple(entry for entry in values.get(name, "").split(",") if entry)
+
+
+def default_models() -> tuple[str, ...]:
+    """The models that this Bento was built with; outside a Bento, the embedded one."""
+    return _recorded("MODELS") or (MINI.name,)
+
+
+def default_text_models() -> tuple[str, ...]:
+    """The text models that this Bento was built with; outside a Bento, none."""
+    return _recorded("TEXT_MODELS")
 
 
 def _default_data_dir() -> Path:
@@ -46,8 +61,17 @@ class Settings(BaseSettings):
 
     models: Annotated[tuple[str, ...], NoDecode] = Field(
         default_factory=default_models,
-        description="models to run, comma-separated; `name` or `name:version` of the model store",
+        description="models to run, comma-separated; `name` or `name:version` in the store; `none`: texts alone",
     )
+    text_models: Annotated[tuple[str, ...], NoDecode] = Field(
+        default_factory=default_text_models,
+        description="text models to run, comma-separated; `name=source`, or a source that is its own name: a "
+        "folder, a name on the hub, or a tag of the model store",
+    )
+    default_embedding_model: str | None = Field(
+        None, description="for whom names none; also run where TEXT_MODELS does not name it"
+    )
+    default_reranking_model: str | None = Field(None, description="the same for reranking")
     data_dir: Path = Field(
         default_factory=_default_data_dir, description="folder of the outputs and of the embedded Redis"
     )
@@ -72,6 +96,13 @@ class Settings(BaseSettings):
     max_queue_tokens: int | None = Field(
         None, ge=64, description="cost of what may wait for a model, in tokens; unset: 256 full batches"
     )
+    text_precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto", description="of text models; `auto` is fp32"
+    )
+    text_attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = Field(
+        "auto", description="implementation in text models; `auto` leaves it to transformers"
+    )
+    text_compile: bool = Field(False, description="text models by torch.compile; needs a C++ compiler on a CPU")
     runner_gpus: int = Field(
         0, ge=0, le=64, description="GPUs reserved for each model; 0: every model uses all that are there"
     )
@@ -86,6 +117,12 @@ class Settings(BaseSettings):
     min_sequence_length: int = Field(10, ge=1, le=1_000_000, description="residues of a sequence at least")
     max_sequence_length: int = Field(5000, ge=1, le=1_000_000, description="residues of a sequence at most")
     max_sequences_per_request: int = Field(100, ge=1, le=100_000, description="sequences of a request at most")
+    max_embedding_batch_size: int = Field(
+        256, ge=1, le=100_000, description="texts of a request to embed or classify at most"
+    )
+    max_reranking_batch_size: int = Field(
+        64, ge=1, le=100_000, description="documents of a request to rerank at most"
+    )
     download_ttl_minutes: float = Field(10, gt=0, le=100_000, description="minutes that a download is kept")
 
     role: Role = Field(
@@ -122,7 +159,7 @@ class Settings(BaseSettings):
         2048, ge=16, description="megabytes of the service's own Redis at most; the least used keys go first"
     )
 
-    @field_validator("models", mode="before")
+    @field_validator("models", "text_models", mode="before")
     @classmethod
     def _split_models(cls, value: object) -> object:
         if isinstance(value, str):
@@ -132,6 +169,8 @@ class Settings(BaseSettings):
     @field_validator("models")
     @classmethod
     def _known_models(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if value == (NO_MODELS,):
+            return ()
         if not value:
             raise ValueError("names no model")
         for entry in value:
@@ -147,6 +186,31 @@ class Settings(BaseSettings):
         if len(set(names)) < len(names):
             raise ValueError("names a model twice")
         return value
+
+    @field_validator("text_models")
+    @classmethod
+    def _named_sources(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        names = [text_entry(entry)[0] for entry in value]
+        for name in names:
+            _check_text_name(name)
+        if len({_key_of(name) for name in names}) < len(names):
+            raise ValueError("names two models alike")
+        return value
+
+    @field_validator("default_embedding_model", "default_reranking_model")
+    @classmethod
+    def _named_default(cls, value: str | None) -> str | None:
+        if value is not None and value not in CATALOGUE:
+            _check_text_name(value)
+        return value
+
+    @model_validator(mode="after")
+    def _something_to_serve(self) -> Settings:
+        if not self.models and not self.texts:
+            raise ValueError(f"MODELS is {NO_MODELS}, and TEXT_MODELS names none either")
+        if self.text_attention == "flash_attention_2" and self.text_precision in ("auto", "fp32"):
+            raise ValueError("TEXT_ATTENTION=flash_attention_2 needs TEXT_PRECISION=bf16 or fp16")
+        return self
 
     @field_validator("redis_url")
     @classmethod
@@ -172,6 +236,17 @@ class Settings(BaseSettings):
     @classmethod
     def _absolute(cls, value: Path) -> Path:
         return value.expanduser().absolute()
+
+    @property
+    def texts(self) -> dict[str, str]:
+        """Source of every text model by its name; the defaults too, where they are not of the catalogue."""
+        named = dict(text_entry(entry) for entry in self.text_models)
+        defaults = (self.default_embedding_model, self.default_reranking_model)
+        return named | {name: name for name in defaults if name and name not in named and name not in CATALOGUE}
+
+    def max_texts(self, kind: Kind) -> int:
+        """Texts of a request at most."""
+        return self.max_reranking_batch_size if kind == "reranking" else self.max_embedding_batch_size
 
     @property
     def masked_redis_url(self) -> str:
@@ -205,6 +280,24 @@ class Settings(BaseSettings):
             raise SettingsError(f"DATA_DIR: {self.data_dir} cannot be written ({error.strerror})") from None
 
 
+def _key_of(name: str) -> str:
+    """What names must differ in: stores know no case, names of runners letters and digits alone."""
+    return re.sub(r"[^a-z0-9]", "_", name.lower())
+
+
+def _check_text_name(name: str) -> None:
+    if not _TEXT_NAME.fullmatch(name):
+        raise ValueError(f"{name!r} is no name; write name=source, the name of letters, digits and /._-")
+    if _key_of(name) in {_key_of(taken) for taken in (*CATALOGUE, *RESERVED_NAMES)}:
+        raise ValueError(f"{name!r} means something else already; choose another name")
+
+
+def text_entry(entry: str) -> tuple[str, str]:
+    """Name and source of an entry of TEXT_MODELS; a source alone is its own name."""
+    name, equals, source = entry.partition("=")
+    return name, source if equals else name
+
+
 class SettingsError(Exception):
     """One line a bad variable, naming it."""
 
@@ -220,9 +313,9 @@ def load_settings() -> Settings:
     except ValidationError as error:
         lines = []
         for problem in error.errors(include_url=False):
-            name = str(problem["loc"][0]).upper() if problem["loc"] else "settings"
+            name = f"{str(problem['loc'][0]).upper()}: " if problem["loc"] else ""
             # A value may be a secret (REDIS_URL holds a password), so it is the reason that is shown
-            lines.append(f"{name}: {problem['msg'].removeprefix('Value error, ')}")
+            lines.append(f"{name}{problem['msg'].removeprefix('Value error, ')}")
         raise SettingsError("\n".join(lines)) from None
 
 
@@ -235,10 +328,14 @@ def load_settings_or_exit() -> Settings:
         raise SystemExit(2) from None
 
 
-def pin_models(versions: Mapping[str, str]) -> str:
-    """Fixes MODELS to resolved versions for the processes that this one starts, and returns it.
+def pin_models(versions: Mapping[str, str], texts: Mapping[str, str]) -> dict[str, str]:
+    """Fixes MODELS and TEXT_MODELS for the processes that this one starts, and returns them.
 
-    A runner that is restarted later must serve the version that the start resolved, whatever was imported since.
+    versions: of each protein model. texts: tag of each text model. A runner that is restarted later must serve the
+    version that the start resolved, whatever was imported since.
     """
-    pinned = os.environ["MODELS"] = ",".join(f"{name}:{version}" for name, version in versions.items())
+    pinned = {"MODELS": ",".join(f"{name}:{version}" for name, version in versions.items()) or NO_MODELS}
+    if texts:
+        pinned["TEXT_MODELS"] = ",".join(f"{name}={tag}" for name, tag in texts.items())
+    os.environ.update(pinned)
     return pinned

@@ -1,10 +1,10 @@
-"""Ending tasks for certain, and letting them end."""
+"""Ending tasks for certain, letting them end, and having a few of them at a time."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -46,3 +46,24 @@ async def finish(work: Coroutine[Any, Any, T] | asyncio.Task[T]) -> T:
     if was_cancelled:
         raise asyncio.CancelledError from task.exception()
     return task.result()
+
+
+async def a_few_at_a_time(items: Iterable[T], work: Callable[[T], Awaitable[None]], count: int) -> None:
+    """Works on all items, `count` of them at the same time, in their order.
+
+    Raises:
+        Exception: what the first that failed raised; the others were cancelled.
+    """
+    waiting = iter(items)
+
+    async def take() -> None:
+        for item in waiting:
+            await work(item)
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(count):
+                group.create_task(take())
+    except BaseExceptionGroup as group_error:
+        error = group_error.exceptions[0]
+        raise error from error.__cause__

@@ -18,7 +18,7 @@ from models.catalogue import Model
 from models.planning import cost
 
 if TYPE_CHECKING:
-    from models.engine import Item
+    from models.engine import Item, OutputDtype
     from models.runner import RunnerOptions
 
 SERVICE = "scripts.benchmarks.null_engine:ProteinEmbeddingService"
@@ -48,6 +48,24 @@ class NullEngine:
     def __post_init__(self) -> None:
         rng = np.random.default_rng(0)
         self._noise = rng.standard_normal((NOISE_ROWS, self.model.dim), np.float32)
+
+    @property
+    def dim(self) -> int:
+        return self.model.dim
+
+    def items(self, sequences: Sequence[str], pooled: bool, dtype: OutputDtype) -> list[Item]:
+        from models.engine import Item
+
+        return [Item(sequence, pooled, dtype) for sequence in sequences]
+
+    def lingers(self, item: Item) -> bool:
+        return item.pooled
+
+    def num_tokens(self, item: Item) -> int:
+        return len(item.sequence)
+
+    def facts(self) -> dict[str, Any]:
+        return {}
 
     def cost(self, item: Item) -> int:
         return cost(len(item.sequence), self.model.dim)

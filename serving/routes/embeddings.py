@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 from io import BytesIO
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Depends, Path, Query, Request
 from fastapi.responses import FileResponse
@@ -12,8 +11,8 @@ from pydantic import ValidationError
 from starlette.background import BackgroundTask
 from starlette.responses import Response
 
+from serving.bodies import read_body
 from serving.errors import (
-    DeadlineExceeded,
     InvalidRequest,
     InvalidSequences,
     MalformedBody,
@@ -28,6 +27,7 @@ from serving.outputs import MEMORY_BYTES, NPZ_MEDIA_TYPE, describe, writing
 from serving.parts import Options, expected_bytes
 from serving.pipeline import Report
 from serving.routes.models import summarise
+from serving.routes.responses import ERRORS
 from serving.runners import UNTRAINED_WARNING, ServedModel
 from serving.schemas import (
     CacheStats,
@@ -52,16 +52,7 @@ _BODIES = {
         "text/x-fasta": {"schema": {"type": "string"}, "example": f">P0CG48 ubiquitin\n{UBIQUITIN}\n"},
     },
 }
-_ERRORS: dict[int | str, dict[str, Any]] = {
-    400: {"model": ErrorBody, "description": "malformed JSON or FASTA"},
-    404: {"model": ErrorBody, "description": "unknown model, with the names that come near"},
-    413: {"model": ErrorBody, "description": "too many sequences, or too large a body"},
-    415: {"model": ErrorBody, "description": "neither JSON nor FASTA"},
-    422: {"model": ErrorBody, "description": "a sequence or an option is wrong; each is named"},
-    429: {"model": ErrorBody, "description": "too much is waiting; `Retry-After` says when to try again"},
-    503: {"model": ErrorBody, "description": "the model's runner does not answer"},
-    504: {"model": ErrorBody, "description": "it took longer than the request's or the service's time limit"},
-}
+_ERRORS = ERRORS | {415: {"model": ErrorBody, "description": "neither JSON nor FASTA"}}
 _TIMEOUT = {
     "name": TIMEOUT_HEADER,
     "in": "header",
@@ -91,11 +82,7 @@ async def compute(
     a link to the npz; with `Accept: application/x-npz` it is the npz at once.
     """
     served, terms = gateway.find(model), gateway.terms(request.headers)
-    try:
-        async with asyncio.timeout_at(terms.deadline):
-            body = await request.body()
-    except TimeoutError:
-        raise DeadlineExceeded("the body did not come in time") from None
+    body = await read_body(request, terms)
 
     def read() -> tuple[list[Protein], Options]:
         records, wanted = _parse(body, request, query, gateway.settings.max_sequences_per_request)

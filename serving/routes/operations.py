@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 from fastapi import APIRouter, Depends, Response
 
-from serving.errors import RunnerUnavailable
+from serving.errors import ModelNotLoaded
 from serving.gateway import Gateway, gateway_of
 from serving.redis import REDIS_ERRORS
-from serving.runners import ServedModel
+from serving.routes.overview import Asked, ask_all, state_of, statistics_of
 from serving.schemas import Health, HealthLimits, ServiceConfig, ServiceInfo
 from serving.settings import TITLE, VERSION
 
@@ -32,6 +32,18 @@ ENDPOINTS = [
     "/embeddings/model/info",
     "/embeddings/models",
     "/embeddings/config",
+    "/predict",
+    "/predict/batch",
+    "/embed",
+    "/rerank",
+    "/v1/embeddings",
+    "/v1/models",
+    "/models",
+    "/info",
+    "/health",
+    "/health/live",
+    "/health/ready",
+    "/ready",
 ]
 
 
@@ -42,7 +54,7 @@ async def root(gateway: Annotated[Gateway, Depends(gateway_of)]) -> ServiceInfo:
         service=TITLE,
         version=VERSION,
         status="running",
-        supported_models=list(gateway.served),
+        supported_models=[served.model.name for served in gateway.all_served],
         endpoints=ENDPOINTS,
         features={
             "configurable_via_env": True,
@@ -56,16 +68,14 @@ async def root(gateway: Annotated[Gateway, Depends(gateway_of)]) -> ServiceInfo:
 
 @router.get("/embeddings/health", response_model=Health, responses={503: {"model": Health}})
 async def health(response: Response, gateway: Annotated[Gateway, Depends(gateway_of)]) -> Health:
-    """Asks every component. 503 when a runner does not answer; without Redis the service is only degraded."""
-    served_models = list(gateway.served.values())
-    runners = await asyncio.gather(*(_ask_runner(served) for served in served_models))
-    components = {s.model.runner: answer for s, answer in zip(served_models, runners, strict=True)}
+    """Asks every component. 503 when a runner does not answer; degraded without Redis, or without some model."""
+    asked = await ask_all(gateway)
+    components = {one.served.model.runner: _tell(one) for one in asked}
     cache_component, cache_stats = await _ask_cache(gateway)
-    status: Literal["healthy", "degraded", "unhealthy"] = "healthy"
-    if not cache_component["responsive"]:
+    status = state_of(asked)
+    if status == "healthy" and not cache_component["responsive"]:
         status = "degraded"
-    if not all(answer["model_ready"] for answer in runners):
-        status = "unhealthy"
+    if status == "unhealthy":
         response.status_code = 503
     s = gateway.settings
     return Health(
@@ -91,7 +101,7 @@ async def config(gateway: Annotated[Gateway, Depends(gateway_of)]) -> ServiceCon
             "max_sequences_per_request": s.max_sequences_per_request,
         },
         runner={
-            "models": [served.tag for served in gateway.served.values()],
+            "models": [served.tag for served in gateway.all_served],
             "precision": s.precision,
             "use_kernels": s.use_kernels,
             "batch_tokens": s.batch_tokens,
@@ -99,8 +109,17 @@ async def config(gateway: Annotated[Gateway, Depends(gateway_of)]) -> ServiceCon
             "batch_queue_max_size": s.batch_queue_max_size,
             "batch_queue_max_wait_ms": s.batch_queue_max_wait_ms,
             "max_queue_tokens": s.max_queue_tokens,
+            "text_precision": s.text_precision,
+            "text_attention": s.text_attention,
+            "text_compile": s.text_compile,
             "gpus_per_runner": s.runner_gpus,
             "timeout_seconds": s.runner_timeout_s,
+        },
+        texts={
+            "default_embedding_model": gateway.default_embedder,
+            "default_reranking_model": s.default_reranking_model,
+            "max_embedding_batch_size": s.max_embedding_batch_size,
+            "max_reranking_batch_size": s.max_reranking_batch_size,
         },
         redis={
             "url": s.masked_redis_url,
@@ -132,19 +151,19 @@ async def config(gateway: Annotated[Gateway, Depends(gateway_of)]) -> ServiceCon
     )
 
 
-async def _ask_runner(served: ServedModel) -> dict[str, Any]:
-    try:
-        status = await served.status()
-    except RunnerUnavailable as error:
-        return {"connected": False, "server_ready": False, "model_ready": False, "reason": str(error)}
+def _tell(one: Asked) -> dict[str, Any]:
+    if one.fault is not None:
+        connected = isinstance(one.fault, ModelNotLoaded)
+        return {"connected": connected, "server_ready": connected, "model_ready": False, "reason": str(one.fault)}
     return {
         "connected": True,
         "server_ready": True,
         "model_ready": True,
-        "tag": served.tag,
-        "trained": served.is_trained,
-        "devices": status["devices"],
-        "queue_size": status["batcher"]["queue_items"],
+        "tag": one.served.tag,
+        "trained": one.served.is_trained,
+        "devices": one.status["devices"],
+        "queue_size": one.status["batcher"]["queue_items"],
+        "statistics": statistics_of(one.status).model_dump(),
     }
 
 

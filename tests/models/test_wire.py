@@ -70,7 +70,7 @@ def test_rows_that_are_not_contiguous_arrive_as_they_are() -> None:
 
 
 def test_the_header_is_json_that_anyone_can_read() -> None:
-    data = encode_reply([full(2, 1), ValueError("bad")], 4, "float32", "fp32", ["cuda:1", None])
+    data = encode_reply([full(2, 1), ValueError("bad")], 4, "float32", "fp32", ["cuda:1", None], [7, 0])
     (size,) = struct.unpack("<I", data[:4])
     assert json.loads(data[4 : 4 + size]) == {
         "lengths": [2, 0],
@@ -79,12 +79,14 @@ def test_the_header_is_json_that_anyone_can_read() -> None:
         "precision": "fp32",
         "errors": {"1": "bad"},
         "devices": ["cuda:1", None],
+        "num_tokens": [7, 0],
     }
     assert len(data) == 4 + size + 2 * 4 * 4
 
 
-def test_precision_and_devices_arrive() -> None:
-    reply = decode_reply(encode_reply([full(1, 1), OSError("no")], 4, "float32", "bf16", ["cuda:3", None]))
+def test_precision_devices_and_tokens_arrive() -> None:
+    reply = decode_reply(encode_reply([full(1, 1), OSError("no")], 4, "float32", "bf16", ["cuda:3", None], [3, 0]))
+    assert reply.num_tokens == [3, 0]
     assert reply.precision == "bf16"
     assert reply.devices == ["cuda:3", None]
 

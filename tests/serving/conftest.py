@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,8 @@ class CountingRunner:
         self.precision = "fp32"
         self.device: str | None = "cpu"
 
-    async def embed(self, sequences: list[str], pooled: bool, dtype: str, terms: Terms) -> Reply:
+    async def embed(self, sequences: list[Any], form: Mapping[str, Any], terms: Terms) -> Reply:
+        pooled, dtype = form["pooled"], form["dtype"]
         if self.is_down:
             raise RunnerUnavailable("down")
         self.calls.append(sequences)
@@ -66,6 +67,7 @@ class CountingRunner:
             errors={i: "has a W" for i, s in enumerate(sequences) if "W" in s},
             precision=self.precision,
             devices=[self.device] * len(sequences),
+            num_tokens=[len(s) for s in sequences],
         )
 
     async def status(self) -> dict[str, Any]:

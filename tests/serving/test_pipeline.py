@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -432,9 +433,9 @@ async def test_joined_windows_that_do_not_fit_fail_their_sequence_alone(
 ) -> None:
     answer = runner.embed
 
-    async def enlarged(sequences: list[str], pooled: bool, dtype: str, terms: Terms) -> Reply:
-        reply = await answer(sequences, pooled, dtype, terms)
-        return replace(reply, embeddings=reply.embeddings * (1 if pooled else 100_000))
+    async def enlarged(sequences: list[Any], form: Mapping[str, Any], terms: Terms) -> Reply:
+        reply = await answer(sequences, form, terms)
+        return replace(reply, embeddings=reply.embeddings * (1 if form["pooled"] else 100_000))
 
     monkeypatch.setattr(runner, "embed", enlarged)
     embeddings, report = await run(pipeline, served, TEN, "MKT", TEN, options=Options(window=4))
@@ -449,8 +450,8 @@ async def test_each_sequence_has_the_device_that_it_ran_on(
 ) -> None:
     answer = runner.embed
 
-    async def by_two_devices(sequences: list[str], pooled: bool, dtype: str, terms: Terms) -> Reply:
-        reply = await answer(sequences, pooled, dtype, terms)
+    async def by_two_devices(sequences: list[Any], form: Mapping[str, Any], terms: Terms) -> Reply:
+        reply = await answer(sequences, form, terms)
         return replace(reply, devices=["cuda:0", "cuda:1"])
 
     monkeypatch.setattr(runner, "embed", by_two_devices)
@@ -487,11 +488,11 @@ async def test_a_write_that_is_under_way_when_a_call_fails_is_made_to_its_end(
                 await super().put_many(embeddings)
                 has_ended.set()
 
-    async def fail_meanwhile(sequences: list[str], pooled: bool, dtype: str, terms: Terms) -> Reply:
+    async def fail_meanwhile(sequences: list[Any], form: Mapping[str, Any], terms: Terms) -> Reply:
         if len(sequences[0]) == 4002:
             await has_begun.wait()
             raise RunnerUnavailable("down")
-        return await answer(sequences, pooled, dtype, terms)
+        return await answer(sequences, form, terms)
 
     monkeypatch.setattr(pipeline_module, "WRITE_BYTES", 1)
     monkeypatch.setattr(runner, "embed", fail_meanwhile)

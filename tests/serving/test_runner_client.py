@@ -21,6 +21,8 @@ from serving.runner_client import MAX_ATTEMPTS, RunnerClient
 from serving.runners import Terms
 from tests.serving.conftest import within
 
+POOLED = {"pooled": True, "dtype": "float32"}
+
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -123,12 +125,12 @@ async def client(server: Server) -> AsyncIterator[RunnerClient]:
 
 
 def call(client: RunnerClient, num_sequences: int = 1, terms: Terms | None = None) -> asyncio.Task[Reply]:
-    return asyncio.create_task(client.embed(["M"] * num_sequences, True, "float32", terms or within()))
+    return asyncio.create_task(client.embed(["M"] * num_sequences, POOLED, terms or within()))
 
 
 async def test_calls_go_over_a_connection_that_is_kept(client: RunnerClient, server: Server) -> None:
     for _ in range(5):
-        assert (await client.embed(["MK", "ML"], True, "float32", within())).embeddings[0, 0] == 2
+        assert (await client.embed(["MK", "ML"], POOLED, within())).embeddings[0, 0] == 2
     assert len(server.connections) == 1
     assert await client.status() == {"precision": "fp32"}
 
@@ -140,15 +142,22 @@ async def test_hundreds_of_calls_at_once_are_all_answered(client: RunnerClient, 
 
 
 async def test_a_runner_is_told_on_which_terms_it_is_called(client: RunnerClient, server: Server) -> None:
-    await client.embed(["MK"], False, "float16", Terms(within(2).deadline, "bulk", is_admitted=True))
-    await client.embed(["MK"], True, "float32", within(60))
+    await client.embed(
+        ["MK"], {"pooled": False, "dtype": "float16"}, Terms(within(2).deadline, "bulk", is_admitted=True)
+    )
+    await client.embed(["MK"], POOLED, within(60))
     first, second = server.requests
     assert 1 < first.pop("timeout_s") <= 2
     assert second.pop("timeout_s") == 5, "the client's own limit for a call is shorter than the request's"
-    wanted = {"sequences": ["MK"], "pooled": False, "dtype": "float16", "priority": "bulk", "is_admitted": True}
+    wanted = {
+        "sequences": ["MK"],
+        "form": {"pooled": False, "dtype": "float16"},
+        "priority": "bulk",
+        "is_admitted": True,
+    }
     assert first == wanted
     wanted = {
-        **{"sequences": ["MK"], "pooled": True, "dtype": "float32"},
+        **{"sequences": ["MK"], "form": POOLED},
         **{"priority": "interactive", "is_admitted": False},
     }
     assert second == wanted
@@ -156,7 +165,7 @@ async def test_a_runner_is_told_on_which_terms_it_is_called(client: RunnerClient
 
 async def test_a_call_on_a_connection_that_was_dropped_is_made_again(client: RunnerClient, server: Server) -> None:
     server.embed = once(server.drop, server)
-    assert (await client.embed(["M"], True, "float32", within())).lengths == [1]
+    assert (await client.embed(["M"], POOLED, within())).lengths == [1]
     assert len(server.requests) == 2
 
 
@@ -171,7 +180,7 @@ async def test_calls_that_are_lost_with_a_runner_are_made_again_when_it_is_back(
     assert [len((await task).lengths) for task in lost] == [1, 2, 3]
     assert len(server.requests) == 6, "not before it answers, and once"
     num_status_calls = server.num_status_calls
-    await client.embed(["M"], True, "float32", within())
+    await client.embed(["M"], POOLED, within())
     assert server.num_status_calls == num_status_calls, "a runner that is back is not asked any more"
 
 
@@ -183,7 +192,7 @@ async def test_while_a_runner_is_away_new_calls_fail_at_once_and_admitted_ones_w
     await until(lambda: server.num_status_calls >= 1)
     for _ in range(3):
         with pytest.raises(RunnerUnavailable, match="runner_x is not back after"):
-            await client.embed(["M"], True, "float32", within())
+            await client.embed(["M"], POOLED, within())
     admitted = call(client, 2, within(is_admitted=True))
     num_status_calls = server.num_status_calls
     await until(lambda: server.num_status_calls >= num_status_calls + 2)
@@ -192,7 +201,7 @@ async def test_while_a_runner_is_away_new_calls_fail_at_once_and_admitted_ones_w
     server.come_back()
     assert len((await admitted).lengths) == 2
     assert len((await lost).lengths) == 1
-    assert (await client.embed(["M"], True, "float32", within())).lengths == [1], "and new ones are taken again"
+    assert (await client.embed(["M"], POOLED, within())).lengths == [1], "and new ones are taken again"
 
 
 async def test_a_call_outlives_a_real_restart(client: RunnerClient, server: Server) -> None:
@@ -207,7 +216,7 @@ async def test_a_call_outlives_a_real_restart(client: RunnerClient, server: Serv
     await until(lambda: len(server.requests) == 1)
     await server.stop()
     with pytest.raises(RunnerUnavailable):
-        await client.embed(["M"], True, "float32", within())
+        await client.embed(["M"], POOLED, within())
     admitted = call(client, 2, within(is_admitted=True))
     server.embed = server.answer
     await server.start()
@@ -219,11 +228,11 @@ async def test_a_call_that_kills_its_runner_again_and_again_is_given_up(
 ) -> None:
     server.embed = server.drop
     with pytest.raises(InferenceFailed, match=f"runner_x went away {MAX_ATTEMPTS} times with this call"):
-        await client.embed(["M"], True, "float32", within())
+        await client.embed(["M"], POOLED, within())
     assert len(server.requests) == MAX_ATTEMPTS
     server.embed = server.answer
     await until(lambda: not client_is_waiting(client))
-    assert (await client.embed(["M"], True, "float32", within())).lengths == [1]
+    assert (await client.embed(["M"], POOLED, within())).lengths == [1]
 
 
 def client_is_waiting(client: RunnerClient) -> bool:
@@ -236,7 +245,7 @@ async def test_the_last_attempt_can_succeed(client: RunnerClient, server: Server
         return await (server.answer(request) if is_last else server.drop(request))
 
     server.embed = drop_but_last
-    assert (await client.embed(["M"], True, "float32", within())).lengths == [1]
+    assert (await client.embed(["M"], POOLED, within())).lengths == [1]
 
 
 async def test_a_call_does_not_wait_for_ever_for_a_return(
@@ -245,15 +254,15 @@ async def test_a_call_does_not_wait_for_ever_for_a_return(
     monkeypatch.setattr(runner_client, "RESTART_S", 0.05)
     server.embed = server.die
     with pytest.raises(RunnerUnavailable, match=r"runner_x is not back after 0\.05 s"):
-        await client.embed(["M"], True, "float32", within())
+        await client.embed(["M"], POOLED, within())
     server.come_back()
     await until(lambda: not client_is_waiting(client))
-    assert (await client.embed(["M"], True, "float32", within())).lengths == [1], "it is looked for all the same"
+    assert (await client.embed(["M"], POOLED, within())).lengths == [1], "it is looked for all the same"
 
 
 async def test_a_runner_that_lost_its_devices_is_called_again(client: RunnerClient, server: Server) -> None:
     server.embed = once(refuse(NoDevice("the last device was lost")), server)
-    assert (await client.embed(["M"], True, "float32", within())).lengths == [1]
+    assert (await client.embed(["M"], POOLED, within())).lengths == [1]
     assert len(server.requests) == 2
 
 
@@ -262,17 +271,17 @@ async def test_a_full_queue_is_told_with_the_time_to_wait(
 ) -> None:
     server.embed = refuse(QueueFull(6.5))
     with pytest.raises(Overloaded, match="too much waits for runner_x; try again in 7 s") as error:
-        await client.embed(["M"], True, "float32", within())
+        await client.embed(["M"], POOLED, within())
     assert error.value.retry_after_s == 6.5
     assert len(server.requests) == 1
     server.embed = server.answer
     with pytest.raises(Overloaded, match="try again in 7 s"):
-        await client.embed(["M"], True, "float32", within())
+        await client.embed(["M"], POOLED, within())
     assert len(server.requests) == 1, "for a moment nobody asks again"
-    reply = await client.embed(["M"], True, "float32", replace(within(), is_admitted=True))
+    reply = await client.embed(["M"], POOLED, replace(within(), is_admitted=True))
     assert reply.lengths == [1], "what was admitted is not refused"
     monkeypatch.setattr(client, "_full_until", 0.0)
-    assert (await client.embed(["M"], True, "float32", within())).lengths == [1], "it was never away"
+    assert (await client.embed(["M"], POOLED, within())).lengths == [1], "it was never away"
 
 
 async def test_a_runner_that_is_not_there_is_unavailable_at_once(tmp_path: Path) -> None:
@@ -281,7 +290,7 @@ async def test_a_runner_that_is_not_there_is_unavailable_at_once(tmp_path: Path)
         await client.status()
     started = time.monotonic()
     with pytest.raises(RunnerUnavailable, match="runner_x does not answer"):
-        await client.embed(["M"], True, "float32", within())
+        await client.embed(["M"], POOLED, within())
     assert time.monotonic() - started < 2
     await client.close()
 
@@ -322,7 +331,7 @@ async def test_a_call_has_a_deadline(server: Server, timeout_s: float, left_s: f
     client = RunnerClient("runner_x", f"file://{server.socket}", timeout_s)
     started = time.monotonic()
     with pytest.raises(DeadlineExceeded, match=r"runner_x took over 0\.\d+ seconds"):
-        await client.embed(["M"], True, "float32", within(left_s))
+        await client.embed(["M"], POOLED, within(left_s))
     assert 0.09 < time.monotonic() - started < 3
     assert len(server.requests) == 1
     forever.set()
@@ -332,13 +341,13 @@ async def test_a_call_has_a_deadline(server: Server, timeout_s: float, left_s: f
 async def test_a_runner_that_ran_out_of_time_is_a_deadline(client: RunnerClient, server: Server) -> None:
     server.embed = refuse(TimeoutError("not all was done"))
     with pytest.raises(DeadlineExceeded, match="runner_x"):
-        await client.embed(["M"], True, "float32", within())
+        await client.embed(["M"], POOLED, within())
     assert len(server.requests) == 1
 
 
 async def test_a_call_without_time_is_not_made(client: RunnerClient, server: Server) -> None:
     with pytest.raises(DeadlineExceeded, match="no time was left for runner_x"):
-        await client.embed(["M"], True, "float32", within(0))
+        await client.embed(["M"], POOLED, within(0))
     assert server.requests == []
 
 
@@ -359,7 +368,7 @@ async def test_the_deadline_bounds_the_waiting_for_a_return(client: RunnerClient
     server.embed = server.die
     async with asyncio.timeout(1):
         with pytest.raises(DeadlineExceeded):
-            await client.embed(["M"], True, "float32", within(0.1))
+            await client.embed(["M"], POOLED, within(0.1))
 
 
 @pytest.mark.parametrize(
@@ -373,7 +382,7 @@ async def test_a_status_of_the_runner_is_an_error_of_ours(
 
     server.embed = fail
     with pytest.raises(kind):
-        await client.embed(["M"], True, "float32", within())
+        await client.embed(["M"], POOLED, within())
     assert len(server.requests) == 1
 
 
@@ -383,8 +392,8 @@ async def test_an_error_of_the_runner_is_no_loss(client: RunnerClient, server: S
 
     server.embed = once(fail, server)
     with pytest.raises(InferenceFailed):
-        await client.embed(["M"], True, "float32", within(is_admitted=True))
-    assert (await client.embed(["M"], True, "float32", within())).lengths == [1]
+        await client.embed(["M"], POOLED, within(is_admitted=True))
+    assert (await client.embed(["M"], POOLED, within())).lengths == [1]
 
 
 async def test_a_caller_who_is_cancelled_closes_its_connection(client: RunnerClient, server: Server) -> None:
@@ -408,9 +417,7 @@ async def test_a_caller_who_is_cancelled_closes_its_connection(client: RunnerCli
     with pytest.raises(asyncio.CancelledError):
         await caller
     server.embed = server.answer
-    assert (await client.embed(["M"], True, "float32", within())).lengths == [1], (
-        "that was no loss of the runner's"
-    )
+    assert (await client.embed(["M"], POOLED, within())).lengths == [1], "that was no loss of the runner's"
 
 
 async def test_a_caller_who_is_cancelled_while_the_runner_is_away_leaves_the_others_waiting(
@@ -442,4 +449,4 @@ async def test_status_is_answered_while_many_connections_embed(client: RunnerCli
 
 
 async def test_the_reply_says_where_each_sequence_ran(client: RunnerClient, server: Server) -> None:
-    assert (await client.embed(["M", "M"], True, "float32", within())).devices == ["cpu", "cpu"]
+    assert (await client.embed(["M", "M"], POOLED, within())).devices == ["cpu", "cpu"]

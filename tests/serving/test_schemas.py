@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 from pydantic import BaseModel
 
-from serving import schemas
+from serving import dialects, examples, schemas
 
 SHOWN = [
     model
@@ -24,3 +25,24 @@ def test_an_example_is_what_its_schema_says(model: type[BaseModel]) -> None:
     assert isinstance(example, dict)
     model.model_validate_json(json.dumps(example), strict=True)
     assert set(example) == set(model.model_fields), "an example shows every field"
+
+
+@pytest.mark.parametrize(
+    ("model", "example"),
+    [
+        (dialects.ProteinPredicted, examples.PREDICTED),
+        (dialects.ProteinBatchPredicted, examples.PREDICTED_BATCH),
+        (dialects.InputEmbedded, examples.EMBEDDED),
+        (dialects.Reranked, examples.RERANKED),
+        (dialects.OpenAIEmbedded, examples.OPENAI_EMBEDDED),
+        (dialects.OpenAIModels, examples.OPENAI_MODELS),
+        (dialects.ServerInfo, examples.SERVER_INFO),
+        (dialects.ServiceHealth, examples.OVERALL_HEALTH),
+    ],
+    ids=lambda one: str(getattr(one, "__name__", "")),
+)
+def test_an_example_of_another_services_reply_is_what_its_type_says(
+    model: type[BaseModel], example: dict[str, Any]
+) -> None:
+    model.model_validate_json(json.dumps(example), strict=True)
+    assert set(example) == set(model.model_fields)

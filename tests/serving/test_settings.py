@@ -121,8 +121,69 @@ def test_versions_are_kept_in_models(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_resolved_versions_reach_the_processes_that_are_started_later(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MODELS", "esm2_mini")
-    settings.pin_models({"esm2_mini": "abc", "prot_t5": "def"})
+    monkeypatch.setenv("TEXT_MODELS", "a/b=folder,minilm")
+    settings.pin_models({"esm2_mini": "abc", "prot_t5": "def"}, {"a/b": "a--b:1", "minilm": "minilm:2"})
     assert load_settings().models == ("esm2_mini:abc", "prot_t5:def")
+    assert load_settings().texts == {"a/b": "a--b:1", "minilm": "minilm:2"}
+
+
+def test_text_models_have_a_name_and_a_source(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TEXT_MODELS", "mini=/models/mini , BAAI/bge-small-en-v1.5,tagged=mini:0a")
+    monkeypatch.setenv("DEFAULT_EMBEDDING_MODEL", "mini")
+    monkeypatch.setenv("DEFAULT_RERANKING_MODEL", "BAAI/bge-reranker-base")
+    assert load_settings().texts == {
+        "mini": "/models/mini",
+        "BAAI/bge-small-en-v1.5": "BAAI/bge-small-en-v1.5",
+        "tagged": "mini:0a",
+        "BAAI/bge-reranker-base": "BAAI/bge-reranker-base",
+    }
+
+
+def test_texts_can_be_served_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MODELS", "none")
+    with pytest.raises(SettingsError, match=r"^MODELS is none, and TEXT_MODELS names none either$"):
+        load_settings()
+    monkeypatch.setenv("TEXT_MODELS", "minilm")
+    assert load_settings().models == ()
+    settings.pin_models({}, {"minilm": "minilm:1"})
+    assert load_settings().models == ()
+
+
+def test_attention_that_cannot_compute_in_fp32_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TEXT_ATTENTION", "flash_attention_2")
+    with pytest.raises(SettingsError, match="needs TEXT_PRECISION=bf16 or fp16"):
+        load_settings()
+    monkeypatch.setenv("TEXT_PRECISION", "bf16")
+    load_settings()
+
+
+def test_a_default_has_a_name_like_any_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DEFAULT_EMBEDDING_MODEL", "/models/minilm")
+    with pytest.raises(SettingsError, match=r"^DEFAULT_EMBEDDING_MODEL: '/models/minilm' is no name"):
+        load_settings()
+
+
+def test_a_protein_model_can_be_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DEFAULT_EMBEDDING_MODEL", "esm2_mini")
+    assert load_settings().texts == {}
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        ("/models/mini", "is no name; write name=source"),
+        ("esm2_mini=/models/mini", "means something else already"),
+        ("embedding_models=/models/mini", "means something else already"),
+        ("a/b=x,A-B=y", "names two models alike"),
+        ("ESM2-mini=x", "means something else already"),
+    ],
+)
+def test_names_of_text_models_that_cannot_be_are_told(
+    monkeypatch: pytest.MonkeyPatch, value: str, reason: str
+) -> None:
+    monkeypatch.setenv("TEXT_MODELS", value)
+    with pytest.raises(SettingsError, match=f"^TEXT_MODELS: .*{reason}"):
+        load_settings()
 
 
 def test_a_data_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import contextlib
 import errno
 import json
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
@@ -63,12 +63,12 @@ class TroubledRunner(CountingRunner):
         self._held: set[str] = set()
         self._changed = asyncio.Event()
 
-    async def embed(self, sequences: list[str], pooled: bool, dtype: str, terms: Terms) -> Reply:
+    async def embed(self, sequences: list[Any], form: Mapping[str, Any], terms: Terms) -> Reply:
         if self.troubles:
             raise self.troubles.pop(0)
         if any("P" in sequence for sequence in sequences):
             raise InferenceFailed("poison")
-        reply = await super().embed(sequences, pooled, dtype, terms)
+        reply = await super().embed(sequences, form, terms)
         while self._held & set(sequences):
             await self._changed.wait()
         return reply
