@@ -13,6 +13,7 @@ import redis
 from scripts import import_model
 from scripts.local_service import LocalService
 from serving.redis import EmbeddedRedis
+from tests.served.texts import TextService, serving_texts
 
 # Precision is fixed so that the tests mean the same on every processor
 SETTINGS = {"MODELS": "esm2_mini,esm2_t6_8M", "PRECISION": "fp32", "GATEWAY_WORKERS": "2"}
@@ -60,6 +61,13 @@ def served(
         redis.Redis.from_url(address) as client,
     ):
         yield Served(service, http, client)
+
+
+@pytest.fixture(scope="session")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TextService]:
+    """The service with models of every kind."""
+    with serving_texts(tmp_path_factory.mktemp("texts")) as served:
+        yield served
 
 
 @pytest.fixture

@@ -13,12 +13,13 @@ import httpx
 import pytest
 
 from scripts.local_service import ROOT, LocalService
+from tests.models.text.checkpoints import MINILM
 
 
 @pytest.fixture(scope="module")
 def bento(stored_models: None) -> Iterator[bentoml.Bento]:
     command = [str(Path(sys.executable).with_name("bentoml")), "build", "--output", "tag"]
-    environment = {**os.environ, "MODELS": "esm2_t6_8M,esm2_mini"}
+    environment = {**os.environ, "MODELS": "esm2_t6_8M,esm2_mini", "TEXT_MODELS": f"org/minilm={MINILM}"}
     output = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, check=True).stdout.decode()
     tag = output.strip().removeprefix("__tag__:")
     assert tag.startswith("protein_embedding_service:")
@@ -35,7 +36,7 @@ def test_it_holds_the_service_and_nothing_else(bento: bentoml.Bento) -> None:
 
 
 def test_it_names_its_models_in_their_versions(bento: bentoml.Bento) -> None:
-    expected = {str(bentoml.models.get(name).tag) for name in ("esm2_mini", "esm2_t6_8m")}
+    expected = {str(bentoml.models.get(name).tag) for name in ("esm2_mini", "esm2_t6_8m", "org--minilm")}
     assert {str(model.tag) for model in bento.info.all_models} == expected
 
 
@@ -51,3 +52,6 @@ def test_served_from_another_folder_it_runs_what_it_was_built_with(
             timeout=60,
         )
         assert reply.status_code == 200
+        text = httpx.post(f"{service.url}/embed", json={"input_text": "a text"}, timeout=60)
+        assert text.json()["model"] == "org/minilm"
+        assert len(text.json()["embedding"]) == 384

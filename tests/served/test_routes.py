@@ -188,6 +188,8 @@ def test_every_route_is_documented(served: Served) -> None:
             operation["responses"][code]["content"] for code in ("200", "202") if code in operation["responses"]
         ]
         if "application/json" in content:
+            if "example" in content["application/json"]:
+                continue
             name = content["application/json"]["schema"]["$ref"].rpartition("/")[2]
             assert "example" in document["components"]["schemas"][name], path
     assert {"400", "404", "413", "415", "422", "429", "503", "504"} <= set(compute["responses"])
