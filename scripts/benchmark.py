@@ -10,6 +10,7 @@
     python -m scripts.benchmark scaling
     python -m scripts.benchmark overload --factor 3 --seconds 60
     python -m scripts.benchmark jobs --fasta proteins.fasta
+    python -m scripts.benchmark text --source sentence-transformers/all-MiniLM-L6-v2
 
 Figures of one run can be compared with each other; machines differ, and shared ones differ from hour to hour.
 """
@@ -19,7 +20,19 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from scripts.benchmarks import cache, curves, engine, fairness, http, jobs, outputs, overload, precision, scaling
+from scripts.benchmarks import (
+    cache,
+    curves,
+    engine,
+    fairness,
+    http,
+    jobs,
+    outputs,
+    overload,
+    precision,
+    scaling,
+    text,
+)
 
 SUBJECTS = {
     "engine": engine,
@@ -32,6 +45,7 @@ SUBJECTS = {
     "scaling": scaling,
     "overload": overload,
     "jobs": jobs,
+    "text": text,
 }
 
 

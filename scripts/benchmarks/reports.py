@@ -26,7 +26,12 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def write_line(figures: Mapping[str, Any], task: Task, path: Path | None) -> None:
     """The figures with model, commit, versions and machine, printed and into a file."""
-    text = json.dumps({"model": task.model.name, **figures, **describe(task.device)})
+    write_figures(figures, task.model.name, task.device, path)
+
+
+def write_figures(figures: Mapping[str, Any], model: str, device: str, path: Path | None) -> None:
+    """The same for a model that is not of the catalogue."""
+    text = json.dumps({"model": model, **figures, **describe(device)})
     print(text)
     if path is not None:
         path.write_text(text + "\n")
