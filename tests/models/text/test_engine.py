@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -164,6 +165,7 @@ def test_a_limit_below_the_special_tokens_is_refused(minilm: TextEngine, limit: 
     assert ids == TextItem((101, 2000, 102))
 
 
+@pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++"))), reason="no C++ compiler on this machine")
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # of torch's own compiler
 def test_a_compiled_model_says_the_same(text_folder: Folder) -> None:
     engine = engine_of(text_folder("bert"), compiled=True)
