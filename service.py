@@ -9,6 +9,7 @@ it is built (models/runner.py); a request's way is in serving/.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ import bentoml
 import numpy as np
 from bentoml.exceptions import BentoMLException, NotFound
 from bentoml.validators import ContentType, DType
+from starlette.middleware.cors import CORSMiddleware
 
 from models.catalogue import UnknownModel, find
 from models.configs import CheckpointError
@@ -29,8 +31,10 @@ from models.text import stored as text_store
 from models.text.model import TextModel
 from models.text.settings import TextSettings
 from serving import errors
+from serving.access import Access
 from serving.admission import Admission
 from serving.app import ExplainPlainErrors, create_app
+from serving.auth import Authentication, Doorkeeper
 from serving.gateway import Gateway
 from serving.jobs.store import JobStore
 from serving.outputs import NPZ_MEDIA_TYPE, NpzWriter, describe, writing
@@ -41,16 +45,18 @@ from serving.runners import RowT, Served
 from serving.schemas import ComputeOptions
 from serving.sequences import OnTooLong, Record, default_id
 from serving.settings import SettingsError, load_settings_or_exit, pin_models
-from serving.telemetry import configure_logging
+from serving.telemetry import configure_logging, configure_tracing
 from serving.texts import TextOptions
 from serving.threads import run_to_its_end
 from serving.vectors import embed
 
 os.environ.setdefault("BENTOML_DO_NOT_TRACK", "1")
+# In a container BentoML leaves a runner that died for dead, and says that it is ready
+os.environ.pop("BENTOML_CONTAINERIZED", None)
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # docs/decisions/0020-threads-that-wait-awake.md
 logger = logging.getLogger(__name__)
 settings = load_settings_or_exit()
-configure_logging(settings.log_level)
+configure_logging(settings.log_level, settings.log_format)
 app = create_app(settings.role)
 
 
@@ -106,6 +112,8 @@ OPTIONS = RunnerOptions(
     num_gpus=settings.runner_gpus,
     timeout_s=settings.runner_timeout_s,
     text=TextSettings(settings.text_precision, settings.text_attention, settings.text_compile),
+    shutdown_s=settings.shutdown_timeout_secs + 5,  # the gateways come first
+    prepare=functools.partial(configure_tracing, settings),
 )
 RUNNERS = {
     **{name: make_runner(find(name), stored.tag, OPTIONS) for name, stored in STORED.items()},
@@ -160,6 +168,7 @@ class _Gateway:
     """Answers HTTP: the REST routes of serving/app.py, and methods for BentoML's own clients."""
 
     def __init__(self) -> None:
+        configure_tracing(settings, "gateway")
         self.gateway = app.state.gateway = Gateway.build(
             settings,
             {name: serve(find(name), stored) for name, stored in STORED.items()},
@@ -173,11 +182,16 @@ class _Gateway:
         check_stored()
         try:
             settings.make_folders()
+            Doorkeeper.build(settings)
             JobStore(settings.jobs_url, settings.data_dir).check()
             if settings.redis_url is None:
                 EmbeddedRedis(settings.data_dir, settings.redis_max_memory_mb).start()
-        except (SettingsError, RedisStartError) as error:
+        except (SettingsError, RedisStartError, ValueError) as error:
             raise SystemExit(str(error)) from None
+
+    async def __is_alive__(self) -> bool:
+        """For /livez."""
+        return self.gateway.health.is_alive()
 
     async def __is_ready__(self) -> bool:
         """For /readyz. BentoML's own probe of runners hangs while one loads for long, so it is off below."""
@@ -235,7 +249,7 @@ class _Gateway:
             if on_too_long == "window" or (max_length is not None and max_length < 1):
                 raise errors.InvalidRequest("texts are not cut into windows, and have 1 token at least")
             options = TextOptions(truncate=on_too_long == "truncate", max_tokens=max_length)
-            terms = self.gateway.terms(context.request.headers)
+            terms = self.gateway.terms(context.request)
             return (await embed(self.gateway, model, texts, options, terms)).rows
 
     @staticmethod
@@ -254,7 +268,7 @@ class _Gateway:
         """As the REST route does it, but all or nothing: these clients' replies have no room for parts."""
         self._require_role()
         records = [Record(default_id(index), sequence) for index, sequence in enumerate(sequences)]
-        served, terms = self.gateway.find(model), self.gateway.terms(context.request.headers)
+        served, terms = self.gateway.find(model), self.gateway.terms(context.request)
         proteins, options = self.gateway.prepare(served, records, wanted)
         report = await self.gateway.pipeline.embed(served, proteins, options, sink, terms)
         if report.errors:
@@ -262,6 +276,13 @@ class _Gateway:
             raise errors.InferenceFailed(f"sequence {index}: {reason}")
         return describe(served, proteins, options, report)
 
+
+# Requests are counted, traced and logged by serving/access.py. BentoML's own measures have a label for each path
+OWN_TELEMETRY: dict[str, Any] = {
+    "metrics": {"enabled": False},
+    "tracing": {"excluded_urls": ".*"},
+    "logging": {"access": {"enabled": False}},
+}
 
 for _runner in RUNNERS.values():
     setattr(_Gateway, _runner.name, bentoml.depends(_runner))
@@ -273,12 +294,24 @@ ProteinEmbeddingService = bentoml.service(
     envs=[{"name": name, "value": value} for name, value in PINNED.items()],
     traffic={"timeout": settings.request_timeout_s + 10},  # ours comes first, and explains itself
     runner_probe={"enabled": False},
+    **OWN_TELEMETRY,
 )(bentoml.asgi_app(app, path="/")(_Gateway))
+ProteinEmbeddingService.add_asgi_middleware(Access, named=frozenset({"/encode", "/encode_per_residue"}))
+if settings.cors_origins:
+    ProteinEmbeddingService.add_asgi_middleware(
+        CORSMiddleware,
+        allow_origins=settings.cors_origins,
+        allow_methods=["GET", "POST", "DELETE"],
+        allow_headers=["*"],
+        expose_headers=["*"],
+    )
 ProteinEmbeddingService.add_asgi_middleware(ExplainPlainErrors)
+ProteinEmbeddingService.add_asgi_middleware(Authentication, doorkeeper=lambda: app.state.gateway.doorkeeper)
 ProteinEmbeddingService.add_asgi_middleware(
     Admission,
     max_requests=settings.max_concurrent_requests,
     max_body_bytes=int(settings.max_body_mb * 1e6),
     max_bytes_of={"/embeddings/jobs/submit": int(settings.max_job_mb * 1e6)},
+    under_way=lambda: app.state.gateway.under_way,
 )
 ProteinEmbeddingService.add_asgi_middleware(EndForWhoLeft)

@@ -11,14 +11,15 @@ import contextlib
 import logging
 import math
 import sys
+import time
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from models.failures import DeviceLost, NoDevice, OutOfMemory, QueueFull
 from models.schedule import DELAYS_S, STRETCH, Entry, Priority, Schedule
-from models.statistics import DeviceStatistics, Pace, Statistics
+from models.statistics import Batch, DeviceStatistics, Pace, Statistics
 
 logger = logging.getLogger(__name__)
 
@@ -53,10 +54,15 @@ class Limits:
 
 @dataclass(frozen=True)
 class Outcome(Generic[ResultT]):
-    """What became of an item. device: number of the one that ran it; None if none did."""
+    """What became of an item. device: number of the one that ran it; None if none did.
+
+    batch: with which it ran; waited_s: until that began.
+    """
 
     result: ResultT | Exception
     device: int | None = None
+    batch: Batch | None = field(default=None, compare=False)
+    waited_s: float = field(default=0.0, compare=False)
 
 
 @dataclass(eq=False)
@@ -83,6 +89,7 @@ class Batcher(Generic[ItemT, ResultT]):
             looked into the cache just before the result was written there still joins.
         num_callers: batches that a device is given at a time, each in a thread.
         on_last_loss: called once no device is left and everyone who waited has been told.
+        on_batch: called with every batch that is done, its items, and the longest that one of them had waited.
     """
 
     def __init__(
@@ -93,6 +100,7 @@ class Batcher(Generic[ItemT, ResultT]):
         lingers: Callable[[ItemT], bool] = lambda _: False,
         num_callers: int = 1,
         on_last_loss: Callable[[], None] = lambda: None,
+        on_batch: Callable[[Batch, Sequence[ItemT], float], None] = lambda *_: None,
     ) -> None:
         self.limits = limits
         self._devices = devices
@@ -100,6 +108,7 @@ class Batcher(Generic[ItemT, ResultT]):
         self._lingers = lingers
         self._num_callers = num_callers
         self._on_last_loss = on_last_loss
+        self._on_batch = on_batch
         self._schedule: Schedule[ItemT] = Schedule()
         self._works: dict[ItemT, _Work[ItemT, ResultT]] = {}  # what may be joined
         self._statistics = Statistics([DeviceStatistics(limits.budget) for _ in devices])
@@ -161,6 +170,8 @@ class Batcher(Generic[ItemT, ResultT]):
         statistics = self._statistics
         statistics.queue_items, statistics.queue_cost = self._schedule.size, self._schedule.cost
         statistics.inflight_batches = sum(device.inflight_batches for device in statistics.devices)
+        for device, pace in zip(statistics.devices, self._paces, strict=True):
+            device.overdue_s = pace.overdue_s(asyncio.get_running_loop().time())
         return statistics
 
     async def close(self) -> None:
@@ -238,12 +249,14 @@ class Batcher(Generic[ItemT, ResultT]):
     async def _run(self, number: int, batch: list[_Work[ItemT, ResultT]]) -> None:
         device, loop = self._statistics.devices[number], asyncio.get_running_loop()
         cost = sum(work.entry.cost for work in batch)
+        items = [work.entry.item for work in batch]
+        began, started = loop.time(), time.perf_counter()
         if not device.inflight_batches:
-            self._paces[number].start(loop.time())
+            self._paces[number].start(began)
         device.inflight_batches += 1
+        ticket = self._paces[number].expect(cost, began, device.cost_per_s)
         results: Sequence[ResultT | Exception]
         try:
-            items = [work.entry.item for work in batch]
             results = await loop.run_in_executor(self._threads, self._devices[number], items)
             assert len(results) == len(batch), "a device owes one result an item"
         except DeviceLost as error:
@@ -266,11 +279,14 @@ class Batcher(Generic[ItemT, ResultT]):
             device.budget = min(self.limits.budget, math.ceil(device.budget * RECOVERY))
         finally:
             device.inflight_batches -= 1
+            self._paces[number].forget(ticket)
         device.num_batches += 1
         device.num_items += len(batch)
         self._statistics.num_batches += 1
+        done = Batch(number, len(batch), cost, began, time.perf_counter() - started)
+        self._on_batch(done, items, max(began - work.entry.arrived for work in batch))
         for work, result in zip(batch, results, strict=True):
-            self._resolve(work, Outcome(result, number))
+            self._resolve(work, Outcome(result, number, done, began - work.entry.arrived))
 
     def _cut(self, number: int, batch: list[_Work[ItemT, ResultT]], cost: int, error: OutOfMemory) -> None:
         """The batch goes again, in parts: half of what did not fit is the most that is tried next."""

@@ -34,6 +34,7 @@ class Reply:
     precision: of the arithmetic that made them.
     devices: on which each sequence ran ("cpu", "cuda:1", ...); none where it did not come so far.
     num_tokens: of each sequence as the model reads it, special ones included; 0 where it could not be read.
+    queue_s, inference_s: for which the sequences waited for a device, and their batches ran; sums over them.
     """
 
     lengths: Sequence[int]
@@ -42,6 +43,8 @@ class Reply:
     precision: str
     devices: Sequence[str | None]
     num_tokens: Sequence[int] = ()
+    queue_s: float = 0.0
+    inference_s: float = 0.0
 
 
 def encode_reply(
@@ -51,6 +54,8 @@ def encode_reply(
     precision: str,
     devices: Sequence[str | None],
     num_tokens: Sequence[int] = (),
+    queue_s: float = 0.0,
+    inference_s: float = 0.0,
 ) -> bytes:
     """One result a sequence, (D,) or (L, D) of `dtype`, or why there is none; the rest as in `Reply`."""
     header: dict[str, Any] = {
@@ -61,6 +66,8 @@ def encode_reply(
         "errors": {i: str(r) for i, r in enumerate(results) if isinstance(r, Exception)},
         "devices": devices,
         "num_tokens": num_tokens,
+        "queue_s": queue_s,
+        "inference_s": inference_s,
     }
     rows = [
         np.ascontiguousarray(result).data.cast("B")
@@ -100,7 +107,10 @@ def decode_reply(data: bytes) -> Reply:
             raise TimeoutError(header["why"])
     rows = np.frombuffer(data, np.dtype(header["dtype"]), offset=start).reshape(-1, header["dim"])
     errors = {int(index): reason for index, reason in header["errors"].items()}
-    return Reply(header["lengths"], rows, errors, header["precision"], header["devices"], header["num_tokens"])
+    times = (header.get("queue_s", 0.0), header.get("inference_s", 0.0))  # which files of older jobs do not have
+    return Reply(
+        header["lengths"], rows, errors, header["precision"], header["devices"], header["num_tokens"], *times
+    )
 
 
 def _encode_header(header: Mapping[str, Any]) -> tuple[bytes, bytes]:

@@ -2,15 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving.errors import BodyTooLarge, Overloaded
+from serving.errors import BodyTooLarge, Overloaded, ShuttingDown
 from serving.replies import reply_to
 
+logger = logging.getLogger(__name__)
+
 RETRY_AFTER_S = 1.0  # requests come and go: one second later there may be room
+
+
+class UnderWay:
+    """The requests that a process has let in."""
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self.is_over = False
+
+    @contextlib.contextmanager
+    def one_more(self) -> Iterator[None]:
+        """A request, in the task that works on it."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        try:
+            yield
+        finally:
+            self._tasks.discard(task)
+
+    def end(self) -> None:
+        """Ends them all; each is to be told why."""
+        self.is_over = True
+        if self._tasks:
+            logger.warning("%d requests are ended unfinished", len(self._tasks))
+        for task in self._tasks:
+            task.cancel()
 
 
 class Admission:
@@ -20,12 +53,19 @@ class Admission:
         max_requests: that are worked on at the same time.
         max_body_bytes: of one body; counted while it is read, so that no more than that is ever held.
         max_bytes_of: the same for some paths.
+        under_way: where they are noted.
     """
 
     def __init__(
-        self, app: ASGIApp, max_requests: int, max_body_bytes: int, max_bytes_of: Mapping[str, int] | None = None
+        self,
+        app: ASGIApp,
+        max_requests: int,
+        max_body_bytes: int,
+        max_bytes_of: Mapping[str, int] | None = None,
+        under_way: Callable[[], UnderWay] = UnderWay,
     ) -> None:
         self._app = app
+        self._under_way = under_way
         self._max_requests = max_requests
         self._max_body_bytes = max_body_bytes
         self._max_bytes_of = max_bytes_of or {}
@@ -41,9 +81,27 @@ class Admission:
             return
         self._num_requests += 1
         try:
-            await self._read_within_limit(scope, receive, send)
+            await self._until_the_end(scope, receive, send)
         finally:
             self._num_requests -= 1
+
+    async def _until_the_end(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Who is still waiting when the process must end hears of it, unless his reply has begun."""
+        under_way, has_begun = self._under_way(), False
+
+        async def note(message: Message) -> None:
+            nonlocal has_begun
+            has_begun = True
+            await send(message)
+
+        try:
+            with under_way.one_more():
+                await self._read_within_limit(scope, receive, note)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if has_begun or not under_way.is_over or task is None or task.uncancel():
+                raise
+            await reply_to(ShuttingDown("the service was told to end"), scope["path"])(scope, receive, send)
 
     async def _read_within_limit(self, scope: Scope, receive: Receive, send: Send) -> None:
         max_bytes = self._max_bytes_of.get(scope["path"], self._max_body_bytes)

@@ -15,9 +15,11 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from models.catalogue import UnknownModel
+from serving.auth import DOCUMENTED
 from serving.errors import ServiceError, status_of
 from serving.replies import reply_to, reply_with
 from serving.routes import cache, embed, embeddings, jobs, models, openai, operations, overview, predict
+from serving.routes.responses import REFUSED
 from serving.settings import TITLE, VERSION, Role
 
 logger = logging.getLogger(__name__)
@@ -36,7 +38,7 @@ def create_app(role: Role = "all") -> FastAPI:
     )
     asked = (embeddings, jobs, cache, models, predict, embed, openai) if role != "worker" else ()
     for family in (*asked, operations, overview):
-        app.include_router(family.router)
+        app.include_router(family.router, dependencies=DOCUMENTED, responses=REFUSED)
     app.add_exception_handler(ServiceError, _explain)
     app.add_exception_handler(UnknownModel, _explain)
     app.add_exception_handler(RequestValidationError, _explain_validation)

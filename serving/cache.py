@@ -16,6 +16,7 @@ import redis
 import redis.asyncio
 from isal import igzip_lib, isal_zlib
 
+from serving.measures import measures_of_process
 from serving.redis import CACHE_PREFIX, REDIS_ERRORS, STATS_KEY
 from serving.threads import run_to_its_end
 
@@ -135,6 +136,7 @@ class Cache:
         self.num_errors = 0
         self._ttl_s = int(ttl_s)
         self._level = level
+        self._measures = measures_of_process()
         self._uncounted = {"hits": 0, "misses": 0}
         self._away = _Pause()
         self._full = _Pause()  # it takes no writes, while look-ups go on
@@ -145,9 +147,10 @@ class Cache:
         values = await asyncio.shield(self._fetch(keys)) if keys and not self._away.is_on else None
         if values is None:
             return [None] * len(keys)
+        size_bytes = sum(len(value) for value in values if value is not None)
+        self._measures.read_bytes.inc(size_bytes)
         return await run_to_its_end(
-            lambda: [None if value is None else decode(value) for value in values],
-            size_bytes=sum(len(value) for value in values if value is not None),
+            lambda: [None if value is None else decode(value) for value in values], size_bytes
         )
 
     async def _fetch(self, keys: Sequence[str]) -> list[Any] | None:
@@ -173,11 +176,14 @@ class Cache:
         try:
             await pipeline.execute()
             self._full.reset()
+            self._measures.written_bytes.inc(sum(map(len, values.values())))
         except REDIS_ERRORS as error:
             self._note(error, self._full if isinstance(error, redis.ResponseError) else self._away)
 
-    def count(self, hits: int, misses: int) -> None:
+    def count(self, model: str, hits: int, misses: int) -> None:
         """Of look-ups, by sequence; gathered here, as a write for each request would take longer than a hit."""
+        self._measures.hits.labels(model).inc(hits)
+        self._measures.misses.labels(model).inc(misses)
         self._uncounted["hits"] += hits
         self._uncounted["misses"] += misses
 
@@ -246,5 +252,6 @@ class Cache:
 
     def _note(self, error: Exception, pause: _Pause) -> None:
         self.num_errors += 1
+        self._measures.redis_errors.labels("cache").inc()
         pause.begin()
         logger.warning("Redis failed (%s: %s); going on without the cache", type(error).__name__, error)

@@ -84,6 +84,38 @@ class Overloaded(ServiceError):
         self.retry_after_s = retry_after_s
 
 
+class KeyMissing(ServiceError):
+    """A key is needed, and none came."""
+
+    title = "Unauthorized"
+    reason = "missing"
+
+
+class KeyUnknown(ServiceError):
+    title = "Unauthorized"
+    reason = "unknown"
+
+
+class KeyNotAllowed(ServiceError):
+    """It is known who asks, and this is not for him."""
+
+    title = "Forbidden"
+    reason = "forbidden"
+
+
+class RateLimited(Overloaded):
+    """A caller asks for more than he may; what others ask for has nothing to do with it."""
+
+    title = "Rate limit exceeded"
+
+
+class ShuttingDown(ServiceError):
+    """The process ends before the request could be finished."""
+
+    title = "Shutting down"
+    retry_after_s = 5.0
+
+
 class UnsupportedBody(ServiceError):
     title = "Unsupported media type"
 
@@ -138,6 +170,9 @@ class InferenceFailed(ServiceError):
 
 STATUS: dict[type[Exception], int] = {
     MalformedBody: 400,
+    KeyMissing: 401,
+    KeyUnknown: 401,
+    KeyNotAllowed: 403,
     UnknownModel: 404,
     NoSuchModel: 404,
     UnknownOutput: 404,
@@ -151,10 +186,12 @@ STATUS: dict[type[Exception], int] = {
     InvalidSequences: 422,
     InvalidTexts: 422,
     Overloaded: 429,
+    RateLimited: 429,
     InferenceFailed: 500,
     RunnerUnavailable: 503,
     ModelNotLoaded: 503,
     StoreUnavailable: 503,
+    ShuttingDown: 503,
     DeadlineExceeded: 504,
 }
 

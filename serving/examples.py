@@ -187,6 +187,20 @@ SERVICE_CONFIG: dict[str, Any] = {
         "max_concurrent_requests": 256,
         "max_body_mb": 32.0,
         "request_timeout_seconds": 3600.0,
+        "shutdown_timeout_seconds": 30.0,
+        "liveness_silence_seconds": 600.0,
+        "log_format": "text",
+        "traces": False,
+    },
+    "security": {
+        "api_keys": 12,
+        "admin_api_keys": 1,
+        "health_open": True,
+        "metrics_open": True,
+        "docs_open": True,
+        "requests_per_minute": None,
+        "tokens_per_minute": 2_000_000,
+        "cors_origins": [],
     },
 }
 SERVICE_INFO: dict[str, Any] = {

@@ -10,16 +10,22 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
+import psutil
 import redis.asyncio
 from fastapi import Request
+from starlette.requests import HTTPConnection
 
 from models.catalogue import Model, UnknownModel, find
 from models.text.model import Kind
+from serving import measures
 from serving import redis as redis_server
+from serving.admission import UnderWay
+from serving.auth import Doorkeeper, ledger_of
 from serving.cache import Cache
 from serving.closing import told_to_end
-from serving.errors import InvalidRequest, ModelNotLoaded, NoSuchModel
-from serving.jobs.measures import measures_of_process
+from serving.errors import InvalidRequest, NoSuchModel
+from serving.health import Health
+from serving.jobs.measures import measures_of_process as jobs_measures_of_process
 from serving.jobs.queue import JobQueue, Quota
 from serving.jobs.service import JobService
 from serving.jobs.store import JobStore
@@ -56,7 +62,10 @@ class Gateway:
     pipeline: Pipeline
     texts: TextPipeline
     jobs: JobService
+    doorkeeper: Doorkeeper
+    health: Health
     is_closing: asyncio.Event = field(default_factory=asyncio.Event)
+    under_way: UnderWay = field(default_factory=UnderWay)
 
     @classmethod
     def build(
@@ -65,6 +74,12 @@ class Gateway:
         served: Mapping[str, ServedModel],
         served_texts: Mapping[str, ServedText] = MappingProxyType({}),
     ) -> Gateway:
+        doorkeeper = Doorkeeper.build(settings)
+
+        async def admit(terms: Terms, num_tokens: int) -> None:
+            if terms.priority == "interactive":  # jobs have limits of their own
+                await doorkeeper.limits.take_tokens(terms.ledger, num_tokens)
+
         client = redis_server.connect(settings)
         cache = Cache(client, settings.redis_ttl_days * 86_400, settings.redis_compression_level)
         outputs = OutputStore(
@@ -77,11 +92,13 @@ class Gateway:
             JobQueue(client, settings.job_lease_s, ttl_s=settings.job_result_ttl_hours * 3600),
             JobStore(settings.jobs_url, scratch=settings.data_dir / "scratch"),
             Quota(settings.max_jobs_per_key, settings.max_job_sequences_per_key),
-            measures_of_process(),
+            jobs_measures_of_process(),
         )
+        everything: list[ServedModel | ServedText] = [*served.values(), *served_texts.values()]
         return cls(
             *(settings, served, served_texts, client, cache, outputs),
-            *(Pipeline(cache), TextPipeline(cache), jobs),
+            *(Pipeline(cache, admit), TextPipeline(cache, admit), jobs, doorkeeper),
+            Health(everything, settings.liveness_silence_s, measures.measures_of_process()),
         )
 
     def prepare(
@@ -111,14 +128,14 @@ class Gateway:
             raise InvalidRequest(f"max_length: {max_length}; windows have {MIN_WINDOW} residues at least")
         return Limits(s.min_sequence_length, max_length, max_sequences, wanted.on_too_long)
 
-    def terms(self, headers: Mapping[str, str]) -> Terms:
+    def terms(self, request: HTTPConnection) -> Terms:
         """On which a request that comes now is worked on: within its own time limit, if it names a shorter one.
 
         Raises:
             InvalidRequest: the limit is no number of seconds.
         """
         timeout_s = self.settings.request_timeout_s
-        if (asked := headers.get(TIMEOUT_HEADER)) is not None:
+        if (asked := request.headers.get(TIMEOUT_HEADER)) is not None:
             try:
                 asked_s = float(asked)
             except ValueError:
@@ -126,7 +143,8 @@ class Gateway:
             if not asked_s > 0:
                 raise InvalidRequest(f"{TIMEOUT_HEADER}: {asked[:40]!r} is not a number of seconds above 0")
             timeout_s = min(timeout_s, asked_s)
-        return Terms(deadline=asyncio.get_running_loop().time() + timeout_s)
+        deadline = asyncio.get_running_loop().time() + timeout_s
+        return Terms(deadline, ledger=ledger_of(request.scope))
 
     @property
     def default_model(self) -> str:
@@ -199,18 +217,17 @@ class Gateway:
         return [*self.served.values(), *self.served_texts.values()]
 
     async def is_ready(self) -> bool:
-        """Whether every runner answers, and at least one of them has its model."""
-        answers = await asyncio.gather(*(s.status() for s in self.all_served), return_exceptions=True)
-        failed = [answer for answer in answers if isinstance(answer, BaseException)]
-        return len(failed) < len(answers) and all(isinstance(error, ModelNotLoaded) for error in failed)
+        """Whether every runner computes, and at least one of them has its model; not while this process ends."""
+        return not self.is_closing.is_set() and await self.health.is_ready()
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """While this is open, jobs are worked on, counts are written and old files are deleted.
+        """While this is open, jobs are worked on, runners are listened to, counts are written, old files deleted.
 
-        At its end jobs are handed back, and Redis is let go.
+        At its end jobs are handed back, and runners and Redis are let go.
         """
-        work = [self._sweep_for_ever(), self._count_for_ever(), self._measure_for_ever()]
+        work = [self._sweep_for_ever(), self._count_for_ever(), self._measure_for_ever(), self.health.listen()]
+        work += [self._end_what_takes_too_long(), *(served.runner.attend() for served in self.all_served)]
         if self.settings.role != "api":
             jobs = self.jobs
             worker = JobWorker(jobs.queue, jobs.store, self.pipeline, self.served, jobs.measures)
@@ -233,6 +250,13 @@ class Gateway:
         finally:
             await asyncio.gather(end(task), end(closing))
 
+    async def _end_what_takes_too_long(self) -> None:
+        """Told to end, requests that were let in have a while; what is left then is told why it ends."""
+        await self.is_closing.wait()
+        await asyncio.sleep(self.settings.shutdown_timeout_secs)
+        self.under_way.end()
+        await asyncio.Event().wait()
+
     async def _count_for_ever(self) -> None:
         while True:
             await asyncio.sleep(COUNT_EVERY_S)
@@ -240,8 +264,14 @@ class Gateway:
 
     async def _measure_for_ever(self) -> None:
         while True:
-            with contextlib.suppress(*redis_server.REDIS_ERRORS):
+            found = measures.measures_of_process()
+            found.cpu.set(psutil.cpu_percent())
+            try:
                 await self.jobs.note_depths(self.served)
+                await self.client.ping()
+                found.redis_up.set(1)
+            except redis_server.REDIS_ERRORS:
+                found.redis_up.set(0)
             await asyncio.sleep(MEASURE_EVERY_S)
 
     async def _sweep_for_ever(self) -> None:
@@ -252,6 +282,7 @@ class Gateway:
                 await self.outputs.forget()
                 await self.jobs.sweep()
             except redis_server.REDIS_ERRORS as error:
+                measures.measures_of_process().redis_errors.labels("jobs").inc()
                 logger.warning("outputs and jobs cannot be swept: %s", error)
             await asyncio.sleep(SWEEP_EVERY_S)
 

@@ -20,6 +20,8 @@ import redis.asyncio
 from isal import isal_zlib
 
 from serving.errors import ExpiredOutput, StoreUnavailable, UnknownOutput
+from serving.keys import ANONYMOUS
+from serving.measures import measures_of_process
 from serving.parts import Options
 from serving.pipeline import Report
 from serving.redis import OUTPUT_PREFIX, OUTPUTS_KEY, REDIS_ERRORS
@@ -169,8 +171,8 @@ class OutputStore:
         request_id = f"{int(time.time())}_{secrets.token_hex(16)}"
         return request_id, self.folder / f"{request_id}.part"
 
-    async def publish(self, request_id: str, model: str, npz: Path | BytesIO) -> str:
-        """Makes a npz downloadable, which was written to the path of `new` or to memory.
+    async def publish(self, request_id: str, model: str, npz: Path | BytesIO, owner: str = ANONYMOUS) -> str:
+        """Makes a npz downloadable for its owner, which was written to the path of `new` or to memory.
 
         Returns:
             Its link.
@@ -181,7 +183,8 @@ class OutputStore:
         pipeline = self._client.pipeline(transaction=False)
         # No expiry: where Redis is short of memory, it evicts what has one. `forget` deletes the record
         pipeline.zadd(OUTPUTS_KEY, {request_id: time.time() + self._ttl_s + REMEMBERED_S})
-        pipeline.hset(OUTPUT_PREFIX + request_id, items=["model", model, "expires_at", time.time() + self._ttl_s])
+        facts: list[str | float] = ["model", model, "expires_at", time.time() + self._ttl_s, "owner", owner]
+        pipeline.hset(OUTPUT_PREFIX + request_id, items=facts)
         try:
             await run_to_its_end(lambda: _place(npz, path))
         except OSError as error:
@@ -189,15 +192,16 @@ class OutputStore:
         try:
             await asyncio.shield(pipeline.execute())
         except REDIS_ERRORS as error:
+            measures_of_process().redis_errors.labels("outputs").inc()
             path.unlink(missing_ok=True)
             raise StoreUnavailable("Redis does not answer, so no download can be kept") from error
         return f"/embeddings/download/{model}/numpy/{request_id}"
 
-    async def find(self, request_id: str, model: str) -> Path:
+    async def find(self, request_id: str, model: str, owner: str = ANONYMOUS) -> Path:
         """The file of a published download.
 
         Raises:
-            UnknownOutput: no such id, not an id at all, or of another model.
+            UnknownOutput: no such id, not an id at all, of another model, or somebody else's.
             ExpiredOutput: it was there, and its time is over.
             StoreUnavailable: Redis does not answer.
         """
@@ -206,8 +210,9 @@ class OutputStore:
         try:
             record: dict[Any, Any] = await self._client.hgetall(OUTPUT_PREFIX + request_id)
         except REDIS_ERRORS as error:
+            measures_of_process().redis_errors.labels("outputs").inc()
             raise StoreUnavailable("Redis does not answer, so no download can be found") from error
-        if not record or record[b"model"].decode() != model:
+        if not record or (record[b"model"].decode(), record.get(b"owner", b"").decode()) != (model, owner):
             raise UnknownOutput("no such download")
         path = self._path(request_id)
         if time.time() >= float(record[b"expires_at"]) or not path.exists():

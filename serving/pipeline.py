@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Protocol, TypeVar
@@ -15,10 +15,12 @@ from models.planning import plan
 from models.wire import Reply
 from serving.cache import Cache, KeyParts, cache_key
 from serving.errors import DeadlineExceeded, InferenceFailed
+from serving.measures import measures_of_process
 from serving.parts import Call, Joiner, Options, Part, plan_calls
 from serving.runners import ServedModel, Terms
 from serving.sequences import Protein
 from serving.tasks import a_few_at_a_time
+from serving.telemetry import span
 from serving.threads import run_to_its_end
 
 T = TypeVar("T")
@@ -27,6 +29,13 @@ LOOKUP_BYTES = 32_000_000  # of embeddings that one look-up could fetch
 WRITE_BYTES = 32_000_000  # of embeddings that are gathered for one write
 CALLS_IN_FLIGHT = 2  # of one request: one computes while the other is handed out
 MAX_CACHED_BYTES = 256_000_000  # of one value; Redis refuses 512 MB
+
+
+Admit = Callable[[Terms, int], Awaitable[None]]
+
+
+async def let_in(_: Terms, __: int) -> None:
+    """Whoever asks may have as much as he wants."""
 
 
 class Sink(Protocol):
@@ -63,10 +72,15 @@ class Report:
 
 
 class Pipeline:
-    """Embeds cleaned proteins with a served model through the cache."""
+    """Embeds cleaned proteins with a served model through the cache.
 
-    def __init__(self, cache: Cache) -> None:
+    Args:
+        admit: asked before anything is computed, with the number of its tokens; raises where it is too much.
+    """
+
+    def __init__(self, cache: Cache, admit: Admit = let_in) -> None:
         self.cache = cache
+        self._admit = admit
 
     async def embed(
         self, served: ServedModel, proteins: Sequence[Protein], options: Options, sink: Sink, terms: Terms
@@ -95,11 +109,18 @@ class Pipeline:
     ) -> Report:
         precision = (await served.describe())["precision"]
         request = _Request(served, proteins, options, sink, precision, self.cache)
-        if misses := await request.look_up():
+        with span("cache.lookup", {"pes.sequences": len(proteins)}):
+            misses = await request.look_up()
+        num_hits = sum(request.report.cached)
+        self.cache.count(served.model.name, num_hits, len(proteins) - num_hits)
+        terms.ledger.note_lookup("embed", served.model.name, num_hits, len(proteins) - num_hits)
+        if misses:
+            await self._admit(terms, sum(request.num_tokens(place) for place in misses))
             try:
                 await request.compute(misses, terms)
             finally:
-                await request.flush()
+                with span("cache.store"):
+                    await request.flush()
         return request.report
 
 
@@ -148,8 +169,6 @@ class _Request:
             if hits:
                 num_bytes = sum(embedding.nbytes for _, embedding in hits)
                 await self._in_turn(partial(self._hand_out, hits), num_bytes)
-        num_hits = sum(self.report.cached)
-        self.cache.count(num_hits, len(self.report.cached) - num_hits)
         return misses
 
     async def compute(self, misses: Sequence[int], terms: Terms) -> None:
@@ -177,6 +196,8 @@ class _Request:
     async def _run(self, call: Call, clock: _Stopwatch, terms: Terms) -> None:
         with clock:
             self.report.runner_calls += 1
+            if not call.parts[0].is_whole:
+                measures_of_process().windows.labels(self.served.model.name).inc(len(call.parts))
             sequences = [self.sequences[part.place][part.span] for part in call.parts]
             reply = await self.served.runner.embed(sequences, call.form, terms)
         if reply.precision != self.report.precision:
@@ -230,6 +251,10 @@ class _Request:
         """Off the event loop if it is long, as a sink deflates and writes; one after another for this request."""
         async with self._sink_is_free:
             return await run_to_its_end(work, size_bytes)
+
+    def num_tokens(self, place: int) -> int:
+        """That the model reads for a sequence which is not cut into windows."""
+        return len(self.sequences[place]) + sum(self.served.model.num_specials)
 
     def _indices(self, place: int) -> list[int]:
         return self.indices[self.sequences[place]]

@@ -35,6 +35,8 @@ OUTPUTS_KEY = "pes:outputs"  # sorted set of request ids by the time when their 
 JOB_PREFIX = "pes:job:"  # + job id: hash of the job; + ":parts", ":errors": what came of it so far
 JOBS_PREFIX = "pes:jobs:"  # + queued:MODEL, leased:MODEL, ended, active:OWNER, mine:OWNER, keys:OWNER
 
+LIMITS_PREFIX = "pes:limits"  # + what the package `limits` makes: a caller's requests and tokens of a minute
+
 CONNECT_TIMEOUT_S = 1.0
 ANSWER_TIMEOUT_S = 2.0  # for each read of a reply, not for the whole of a large one
 START_TIMEOUT_S = 60.0  # loading a large append-only file takes a while

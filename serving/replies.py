@@ -28,7 +28,12 @@ def reply_with(body: dict[str, Any], status: int, headers: Mapping[str, str], pa
 
 def _as_openai(body: dict[str, Any], status: int) -> dict[str, Any]:
     """Source: OpenAI's API reference, error codes; its client reads `message`, `type`, `param` and `code`."""
-    kinds = {404: "not_found_error", 429: "rate_limit_error"}
+    kinds = {
+        401: "authentication_error",
+        403: "permission_error",
+        404: "not_found_error",
+        429: "rate_limit_error",
+    }
     kind = kinds.get(status, "server_error" if status >= 500 else "invalid_request_error")
     code = "model_not_found" if "known_models" in body else None
     further = {name: value for name, value in body.items() if name == "items"}

@@ -28,6 +28,7 @@ from serving.errors import (
     ServiceError,
 )
 from serving.runners import STATUS_TIMEOUT_S, Terms
+from serving.telemetry import span
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +38,7 @@ CONNECT_TIMEOUT_S = 5.0
 MAX_ATTEMPTS = 3  # a call that the runner died of so often is held to be the cause
 RESTART_S = 180.0  # that a call waits for a runner which is being started anew
 POLL_EVERY_S = 0.1
+ATTEND_S = 300.0  # of one call of `attend`, behind which it is made anew
 READ_BYTES = 2_000_000  # that are taken from the socket before the reader must have fetched them
 # Of the time in which a full queue is worked off: for so long new requests are refused without asking the runner,
 # which has better to do than to refuse
@@ -93,7 +95,10 @@ class RunnerClient:
             left_s = min(self._timeout_s, self._left_s(terms))
             try:
                 now = {"is_admitted": terms.is_admitted, "timeout_s": left_s}
-                return decode_reply(await self._call("embed", left_s, arguments | now))
+                with span(f"{self._name} call", {"pes.sequences": len(sequences)}):
+                    reply = decode_reply(await self._call("embed", left_s, arguments | now))
+                terms.ledger.note_reply(reply)
+                return reply
             except QueueFull as error:
                 self._full_until = self._now() + error.retry_after_s * FULL_SHARE
                 self._retry_after_s = error.retry_after_s
@@ -104,7 +109,7 @@ class RunnerClient:
                 raise DeadlineExceeded(f"{self._name} took over {left_s:.3g} seconds") from None
             except (_Lost, NoDevice) as error:
                 logger.warning("%s was lost with a call of %d sequences: %s", self._name, len(sequences), error)
-                self._return = self._return or asyncio.create_task(self._poll())
+                self.suspect()
                 if isinstance(error, _Absent) and not terms.is_admitted:
                     raise RunnerUnavailable(f"{self._name} does not answer") from error
                 terms = replace(terms, is_admitted=True)  # it was taken once
@@ -122,6 +127,19 @@ class RunnerClient:
         except _Lost as error:
             raise RunnerUnavailable(f"{self._name} does not answer") from error
         return found
+
+    async def attend(self) -> None:
+        """Tells the runner that it is needed, until this is cancelled: told to end, it waits for who attends."""
+        while True:
+            try:
+                await self._call("attend", ATTEND_S, {})
+            except (ServiceError, _Lost, TimeoutError):
+                pass
+            await asyncio.sleep(POLL_EVERY_S)
+
+    def suspect(self) -> None:
+        """It does not say how it is: calls of new requests fail at once until it does."""
+        self._return = self._return or asyncio.create_task(self._poll())
 
     async def close(self) -> None:
         if self._return is not None:

@@ -12,6 +12,7 @@ from models.schedule import Priority
 from models.text.model import TextModel
 from models.wire import Reply
 from serving.errors import DeadlineExceeded, InferenceFailed, ModelNotLoaded, RunnerUnavailable
+from serving.ledger import Ledger
 
 STATUS_TIMEOUT_S = 2.0
 UNTRAINED_WARNING = "untrained weights: the numbers test the wiring and mean nothing in biology"
@@ -24,11 +25,13 @@ class Terms:
     deadline: on the event loop's clock, in seconds, behind which nobody waits for the answer.
     is_admitted: the call belongs to a request of which another call was taken; it is not refused for a full queue,
     and waits for a runner that is being started anew.
+    ledger: of the request, to which its costs are added.
     """
 
     deadline: float
     priority: Priority = "interactive"
     is_admitted: bool = False
+    ledger: Ledger = field(default_factory=Ledger)
 
 
 class Runner(Protocol):
@@ -37,6 +40,10 @@ class Runner(Protocol):
     async def embed(self, sequences: list[Any], form: Mapping[str, Any], terms: Terms) -> Reply: ...
 
     async def status(self) -> dict[str, Any]: ...
+
+    async def attend(self) -> None: ...
+
+    def suspect(self) -> None: ...
 
     async def close(self) -> None: ...
 

@@ -313,6 +313,7 @@ class ServiceConfig(BaseModel):
     redis: dict[str, Any]
     jobs: dict[str, Any]
     features: dict[str, Any]
+    security: dict[str, Any]
 
 
 class ServiceInfo(BaseModel):

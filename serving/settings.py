@@ -13,13 +13,14 @@ from urllib.parse import urlsplit
 
 import redis.asyncio
 import yaml
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from models.catalogue import CATALOGUE, MINI, UnknownModel, find
 from models.text.model import Kind
 
 Role = Literal["all", "api", "worker"]
+LogFormat = Literal["text", "json"]
 
 TITLE = "Protein Embedding Service"
 NO_MODELS = "none"  # as MODELS: no protein model
@@ -76,6 +77,13 @@ class Settings(BaseSettings):
         default_factory=_default_data_dir, description="folder of the outputs and of the embedded Redis"
     )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="least level logged")
+    log_format: LogFormat = Field("text", description="`json`: one object a line")
+    otel_exporter_otlp_endpoint: str | None = Field(
+        None, description="OpenTelemetry collector that gets traces, `http://host:4317` say; unset: no traces"
+    )
+    otel_exporter_otlp_protocol: Literal["grpc", "http/protobuf"] = Field("grpc", description="of that collector")
+    otel_service_name: str = Field("protein-embedding-service", description="name in the traces")
+    otel_service_version: str = Field(VERSION, description="version in the traces")
 
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="precision of the products; `auto` asks the hardware"
@@ -108,6 +116,15 @@ class Settings(BaseSettings):
     )
     runner_timeout_s: float = Field(600, gt=0, le=86_400, description="seconds for one call of a runner")
     request_timeout_s: float = Field(3600, gt=0, le=86_400, description="seconds for one request, all its calls")
+    prometheus_multiproc_dir: Path | None = Field(
+        None, description="folder in which the processes of a deployment count; BentoML sets it"
+    )
+    shutdown_timeout_secs: float = Field(
+        30, ge=0, le=3600, description="seconds for requests under way when the service is told to end"
+    )
+    liveness_silence_s: float = Field(
+        600, ge=10, le=86_400, description="seconds for which a runner may be silent before /livez fails"
+    )
     gateway_workers: int = Field(2, ge=1, le=64, description="processes that answer HTTP")
     max_concurrent_requests: int = Field(
         256, ge=1, le=100_000, description="requests that one gateway worker has under way at most"
@@ -149,6 +166,27 @@ class Settings(BaseSettings):
         1_000_000, ge=1, description="sequences in them at most; one job is always taken"
     )
 
+    api_keys: SecretStr = Field(
+        SecretStr(""), description="`name:key,name:key`; where there is one, requests need a key"
+    )
+    api_keys_file: Path | None = Field(
+        None, description="file of the same, one a line; read again when it changes"
+    )
+    admin_api_keys: SecretStr = Field(
+        SecretStr(""), description="the same for operators; they may clear the cache and see the settings"
+    )
+    admin_api_keys_file: Path | None = Field(None, description="file of the same")
+    health_open: bool = Field(True, description="probes need no key")
+    metrics_open: bool = Field(True, description="/metrics needs no key")
+    docs_open: bool = Field(True, description="the documentation pages need no key")
+    requests_per_minute: int | None = Field(None, ge=1, description="of one caller at most; unset: no limit")
+    tokens_per_minute: int | None = Field(
+        None, ge=1, description="that are computed for one caller's requests at most; unset: no limit"
+    )
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="origins of web pages that may ask, comma-separated; none by default"
+    )
+
     redis_url: str | None = Field(
         None,
         description="redis://, rediss:// or unix:// address; unset: the service starts a Redis of its own",
@@ -159,9 +197,9 @@ class Settings(BaseSettings):
         2048, ge=16, description="megabytes of the service's own Redis at most; the least used keys go first"
     )
 
-    @field_validator("models", "text_models", mode="before")
+    @field_validator("models", "text_models", "cors_origins", mode="before")
     @classmethod
-    def _split_models(cls, value: object) -> object:
+    def _split(cls, value: object) -> object:
         if isinstance(value, str):
             value = tuple(part.strip() for part in value.split(",") if part.strip())
         return value
@@ -211,6 +249,24 @@ class Settings(BaseSettings):
         if self.text_attention == "flash_attention_2" and self.text_precision in ("auto", "fp32"):
             raise ValueError("TEXT_ATTENTION=flash_attention_2 needs TEXT_PRECISION=bf16 or fp16")
         return self
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _whole_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in value:
+            parts = urlsplit(origin)
+            if origin != "*" and (
+                parts.scheme not in ("http", "https") or origin != f"{parts.scheme}://{parts.netloc}"
+            ):
+                raise ValueError(f"{origin!r} is no origin, as https://lab.example.org is")
+        return value
+
+    @field_validator("otel_exporter_otlp_endpoint")
+    @classmethod
+    def _http_address(cls, value: str | None) -> str | None:
+        if value is not None and urlsplit(value).scheme not in ("http", "https"):
+            raise ValueError("must start with http:// or https://")
+        return value
 
     @field_validator("redis_url")
     @classmethod

@@ -5,23 +5,28 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from models.planning import plan
+from models.text.model import Kind
 from serving.cache import Cache, TextKeyParts, cache_key
 from serving.errors import DeadlineExceeded, InferenceFailed, InvalidRequest, InvalidTexts, Problem
+from serving.pipeline import Admit, let_in
 from serving.runners import ServedText, Terms
 from serving.tasks import a_few_at_a_time
+from serving.telemetry import span
 from serving.threads import run_to_its_end
 
 CALL_CHARACTERS = 65_536  # of what is sent to a runner in one call
 CALLS_IN_FLIGHT = 2  # of one request
 # Of a text for each token that its model reads: what is behind them is no word of any language
 CHARACTERS_A_TOKEN = 100
+CHARACTERS_OF_TOKEN = 4  # of common English, by which tokens are guessed before a text is read
+_KINDS: Mapping[Kind, str] = {"embedding": "embed", "reranking": "rerank", "classification": "classify"}
 
 # A text, a pair (a query and a document for it), or token ids with the special ones
 Text = str | tuple[str, str] | tuple[int, ...]
@@ -57,10 +62,15 @@ class TextReport:
 
 
 class TextPipeline:
-    """Runs texts through a served model and the cache."""
+    """Runs texts through a served model and the cache.
 
-    def __init__(self, cache: Cache) -> None:
+    Args:
+        admit: as `Pipeline` has it; tokens are guessed from characters.
+    """
+
+    def __init__(self, cache: Cache, admit: Admit = let_in) -> None:
         self.cache = cache
+        self._admit = admit
 
     async def run(
         self, served: ServedText, texts: Sequence[Text], options: TextOptions, terms: Terms
@@ -96,12 +106,18 @@ class TextPipeline:
             return _TextRequest(served, readable, options, description["precision"], self.cache)
 
         request = await run_to_its_end(begin, size)
-        misses = await request.look_up()
+        with span("cache.lookup", {"pes.texts": len(texts)}):
+            misses = await request.look_up()
+        num_hits = sum(text in request.rows for text in request.texts)
+        self.cache.count(served.model.name, num_hits, len(texts) - num_hits)
+        terms.ledger.note_lookup(_KINDS[served.model.kind], served.model.name, num_hits, len(texts) - num_hits)
         if misses:
+            await self._admit(terms, sum(map(_size, misses)) // CHARACTERS_OF_TOKEN)
             try:
                 await request.compute(misses, terms)
             finally:
-                await request.store(misses)
+                with span("cache.store"):
+                    await request.store(misses)
         return request.report(description)
 
 
@@ -136,8 +152,6 @@ class _TextRequest:
         """The different texts that the cache does not hold."""
         found = await self.cache.get_many(list(self.keys.values()))
         self.rows = {text: row for text, row in zip(self.keys, found, strict=True) if row is not None}
-        num_hits = sum(text in self.rows for text in self.texts)
-        self.cache.count(num_hits, len(self.texts) - num_hits)
         return [text for text in self.keys if text not in self.rows]
 
     async def compute(self, misses: Sequence[Text], terms: Terms) -> None:

@@ -36,6 +36,7 @@ class Order:
     """What was asked for.
 
     tag: name:version of the weights that were served then. num_residues: of what can be embedded.
+    trace: to which its submission belongs, as W3C's traceparent; "" for none.
     """
 
     id: str
@@ -45,6 +46,7 @@ class Order:
     options: JobOptions
     num_sequences: int
     num_residues: int
+    trace: str = ""
 
     def to_fields(self) -> dict[str, str | int]:
         return {
@@ -54,6 +56,7 @@ class Order:
             "options": self.options.model_dump_json(),
             "num_sequences": self.num_sequences,
             "num_residues": self.num_residues,
+            "trace": self.trace,
         }
 
 
@@ -125,6 +128,7 @@ class Job:
             options=JobOptions.model_validate_json(fields["options"]),
             num_sequences=number("num_sequences"),
             num_residues=number("num_residues"),
+            trace=fields.get("trace", ""),
         )
         state: Any = fields["state"]
         return cls(

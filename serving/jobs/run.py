@@ -26,6 +26,7 @@ from serving.redis import REDIS_ERRORS
 from serving.results import Result, file_name, write
 from serving.runners import ServedModel
 from serving.tasks import end, finish
+from serving.telemetry import span
 from serving.threads import run_to_its_end
 
 logger = logging.getLogger(__name__)
@@ -80,6 +81,16 @@ class Run:
 
     async def work(self) -> None:
         """The rest of the job. Its outcome is noted in Redis, whatever it is, unless the lease is lost."""
+        order = self._job.order
+        about: dict[str, str | int] = {
+            "pes.job": order.id,
+            "pes.model": order.model,
+            "pes.sequences": order.num_sequences,
+        }
+        with span("job.run", about, parent=order.trace):
+            await self._work()
+
+    async def _work(self) -> None:
         job = self._job
         logger.info("job %s: taken at sequence %d of %d", job.id, self._progress.next, job.order.num_sequences)
         if job.tries > 1 or self._progress.next:

@@ -17,6 +17,7 @@ from serving.runners import ServedModel
 from serving.schemas import JobOptions
 from serving.sequences import Limits
 from serving.tasks import finish
+from serving.telemetry import traceparent
 from serving.threads import run_to_its_end
 from serving.uploads import Upload
 
@@ -55,7 +56,8 @@ class JobService:
             await run_to_its_end(lambda: self.store.delete(job_id))
             raise
         order = Order(
-            job_id, owner, model.name, served.tag, options, contents.num_sequences, contents.num_residues
+            *(job_id, owner, model.name, served.tag, options),
+            *(contents.num_sequences, contents.num_residues, traceparent()),
         )
         # Who leaves now leaves a job with its input, or neither
         return await finish(self._enqueue(order, key)), contents

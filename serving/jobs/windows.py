@@ -15,6 +15,7 @@ from serving.parts import Options
 from serving.pipeline import MemorySink, Pipeline
 from serving.runners import ServedModel, Terms
 from serving.sequences import Protein
+from serving.telemetry import span
 
 PAUSE_S = 1.0  # while a runner is away
 WINDOW_TIMEOUT_S = 3600.0
@@ -126,7 +127,8 @@ class Embedder:
                 window.failed[place] = entry.error or ""
             else:
                 places.append(place)
-        await self._embed(window, places)
+        with span("job.window", {"pes.first": window.first, "pes.sequences": len(places)}):
+            await self._embed(window, places)
 
     async def _embed(self, window: Window, places: Sequence[int]) -> None:
         """Where all of them fail together, halves are tried, down to single ones."""

@@ -6,9 +6,11 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query
 
+from serving.auth import Operator
 from serving.errors import StoreUnavailable
 from serving.gateway import Gateway, gateway_of
 from serving.redis import REDIS_ERRORS
+from serving.routes.responses import FORBIDDEN
 from serving.schemas import CacheCleared, CacheCounts, CacheStatistics, ErrorBody, RedisInfo
 
 router = APIRouter(prefix="/embeddings/cache", tags=["cache"])
@@ -29,14 +31,14 @@ async def statistics(gateway: Annotated[Gateway, Depends(gateway_of)]) -> CacheS
     return CacheStatistics(stats=counts, redis_info=info)
 
 
-@router.post("/clear", response_model=CacheCleared, responses=_AWAY)
+@router.post("/clear", response_model=CacheCleared, responses=_AWAY | FORBIDDEN, dependencies=[Operator])
 async def clear(
     gateway: Annotated[Gateway, Depends(gateway_of)],
     pattern: Annotated[str, Query(description="glob over cache keys", examples=["prot_t5_*"])] = "*",
 ) -> CacheCleared:
     """Deletes cached embeddings: all, or those whose key matches, e.g. `esm2_*` for one family.
 
-    Only cache keys can match; downloads stay.
+    Only cache keys can match; downloads stay. For operators.
     """
     try:
         deleted = await gateway.cache.clear(pattern)

@@ -41,7 +41,7 @@ router = APIRouter(tags=["embed"])
 async def embed_inputs(request: Request, gateway: Annotated[Gateway, Depends(gateway_of)]) -> Response:
     """Embeddings of a text (`input_text`), of texts or proteins (`input`), or as text-embeddings-inference has it
     (`inputs`)."""
-    terms = gateway.terms(request.headers)
+    terms = gateway.terms(request)
     kinds: dict[str, type[InputText | EmbedInput | TeiEmbed]] = {
         "input_text": InputText,
         "input": EmbedInput,
@@ -76,7 +76,7 @@ async def embed_inputs(request: Request, gateway: Annotated[Gateway, Depends(gat
 )
 async def rerank(request: Request, gateway: Annotated[Gateway, Depends(gateway_of)]) -> Reranked | list[Ranked]:
     """Documents in the order of what they have to say to a query, best first."""
-    terms = gateway.terms(request.headers)
+    terms = gateway.terms(request)
     kinds: dict[str, type[Rerank | TeiRerank]] = {"documents": Rerank, "texts": TeiRerank}
     body = await read_json(request, terms, kinds)
     documents = body.documents if isinstance(body, Rerank) else body.texts

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from starlette.background import BackgroundTask
 from starlette.responses import Response
 
+from serving.auth import owner_of
 from serving.bodies import read_body
 from serving.errors import (
     InvalidRequest,
@@ -40,6 +41,7 @@ from serving.schemas import (
     Timing,
 )
 from serving.sequences import Protein, Record, default_id, parse_fasta
+from serving.telemetry import span
 from serving.threads import run_to_its_end
 
 router = APIRouter(prefix="/embeddings", tags=["embeddings"])
@@ -81,7 +83,7 @@ async def compute(
     The body is JSON, or FASTA text (`text/x-fasta`) with the options in the query. The reply is a summary with
     a link to the npz; with `Accept: application/x-npz` it is the npz at once.
     """
-    served, terms = gateway.find(model), gateway.terms(request.headers)
+    served, terms = gateway.find(model), gateway.terms(request)
     body = await read_body(request, terms)
 
     def read() -> tuple[list[Protein], Options]:
@@ -96,7 +98,8 @@ async def compute(
     async with writing(npz) as writer:
         report = await gateway.pipeline.embed(served, proteins, options, writer, terms)
         manifest = describe(served, proteins, options, report)
-        await run_to_its_end(lambda: writer.finish([protein.id for protein in proteins], manifest), size_bytes)
+        with span("outputs.finish"):
+            await run_to_its_end(lambda: writer.finish([protein.id for protein in proteins], manifest), size_bytes)
 
     if NPZ_MEDIA_TYPE in request.headers.get("accept", ""):
         name = f"embeddings_{model}_{request_id}.npz"
@@ -110,7 +113,7 @@ async def compute(
     warnings = [] if served.is_trained else [UNTRAINED_WARNING]
     link = None
     try:
-        link = await gateway.outputs.publish(request_id, model, npz)
+        link = await gateway.outputs.publish(request_id, model, npz, terms.ledger.caller.name)
     except StoreUnavailable as error:
         warnings.append(f"{error}; send Accept: {NPZ_MEDIA_TYPE} to get the embeddings at once")
     reply = _reply(gateway, served, proteins, options, report, link, warnings)
@@ -127,12 +130,17 @@ async def compute(
         503: {"model": ErrorBody, "description": "Redis does not answer"},
     },
 )
-async def download(model: str, request_id: str, gateway: Annotated[Gateway, Depends(gateway_of)]) -> FileResponse:
+async def download(
+    model: str,
+    request_id: str,
+    gateway: Annotated[Gateway, Depends(gateway_of)],
+    owner: Annotated[str, Depends(owner_of)],
+) -> FileResponse:
     """The npz of a compute request: `embedding_0`, `embedding_1`, ..., `ids`, `sequence_count`, `manifest`.
 
     Read it with `numpy.load(file, allow_pickle=False)`.
     """
-    path = await gateway.outputs.find(request_id, model)
+    path = await gateway.outputs.find(request_id, model, owner)
     return FileResponse(path, media_type=NPZ_MEDIA_TYPE, filename=f"embeddings_{model}_{request_id}.npz")
 
 

@@ -16,6 +16,7 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException
 from starlette.responses import FileResponse, Response
 
+from serving.auth import owner_of
 from serving.errors import (
     ExpiredOutput,
     InvalidRequest,
@@ -29,7 +30,6 @@ from serving.gateway import Gateway, gateway_of
 from serving.jobs.records import ENDED, Job
 from serving.jobs.service import check_key
 from serving.jobs.submission import Contents
-from serving.owners import owner_of
 from serving.ranges import stream_range
 from serving.results import MEDIA_TYPES, file_name
 from serving.routes.embeddings import FASTA_MEDIA_TYPES

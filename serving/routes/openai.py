@@ -37,7 +37,7 @@ router = APIRouter(prefix=PREFIX, tags=["openai"])
 )
 async def embeddings(request: Request, gateway: Annotated[Gateway, Depends(gateway_of)]) -> Response:
     """Embeddings of strings or of arrays of token ids, which are those of the model's own tokenizer."""
-    terms = gateway.terms(request.headers)
+    terms = gateway.terms(request)
     body = await read_json(request, terms, {"input": OpenAIEmbeddings})
     texts = as_texts(body.input)
     if not texts:

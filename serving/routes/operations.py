@@ -7,13 +7,19 @@ from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 from fastapi import APIRouter, Depends, Response
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.responses import PlainTextResponse
 
+from serving.auth import Operator
 from serving.errors import ModelNotLoaded
 from serving.gateway import Gateway, gateway_of
+from serving.measures import exposition
 from serving.redis import REDIS_ERRORS
 from serving.routes.overview import Asked, ask_all, state_of, statistics_of
+from serving.routes.responses import FORBIDDEN
 from serving.schemas import Health, HealthLimits, ServiceConfig, ServiceInfo
 from serving.settings import TITLE, VERSION
+from serving.threads import run_to_its_end
 
 router = APIRouter(tags=["operations"])
 
@@ -44,6 +50,7 @@ ENDPOINTS = [
     "/health/live",
     "/health/ready",
     "/ready",
+    "/metrics",
 ]
 
 
@@ -90,9 +97,16 @@ async def health(response: Response, gateway: Annotated[Gateway, Depends(gateway
     )
 
 
-@router.get("/embeddings/config", response_model=ServiceConfig)
+@router.get("/metrics", response_class=PlainTextResponse)
+async def metrics(gateway: Annotated[Gateway, Depends(gateway_of)]) -> Response:
+    """What Prometheus reads, of all processes of this deployment."""
+    folder = gateway.settings.prometheus_multiproc_dir
+    return Response(await run_to_its_end(lambda: exposition(folder)), media_type=CONTENT_TYPE_LATEST)
+
+
+@router.get("/embeddings/config", response_model=ServiceConfig, responses=FORBIDDEN, dependencies=[Operator])
 async def config(gateway: Annotated[Gateway, Depends(gateway_of)]) -> ServiceConfig:
-    """The settings in force. Secrets are masked."""
+    """The settings in force, for operators. Secrets are masked."""
     s = gateway.settings
     return ServiceConfig(
         sequence_limits={
@@ -147,6 +161,20 @@ async def config(gateway: Annotated[Gateway, Depends(gateway_of)]) -> ServiceCon
             "max_concurrent_requests": s.max_concurrent_requests,
             "max_body_mb": s.max_body_mb,
             "request_timeout_seconds": s.request_timeout_s,
+            "shutdown_timeout_seconds": s.shutdown_timeout_secs,
+            "liveness_silence_seconds": s.liveness_silence_s,
+            "log_format": s.log_format,
+            "traces": s.otel_exporter_otlp_endpoint is not None,
+        },
+        security={
+            "api_keys": gateway.doorkeeper.keys.count,
+            "admin_api_keys": gateway.doorkeeper.admin_keys.count,
+            "health_open": s.health_open,
+            "metrics_open": s.metrics_open,
+            "docs_open": s.docs_open,
+            "requests_per_minute": s.requests_per_minute,
+            "tokens_per_minute": s.tokens_per_minute,
+            "cors_origins": list(s.cors_origins),
         },
     )
 

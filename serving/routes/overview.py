@@ -71,10 +71,15 @@ async def health(response: Response, gateway: Annotated[Gateway, Depends(gateway
     )
 
 
-@router.get("/health/live", responses=shown({"status": "alive"}))
-async def live() -> dict[str, str]:
-    """Whether this process answers."""
-    return {"status": "alive"}
+@router.get(
+    "/health/live", responses=shown({"status": "alive"}) | {503: {"description": "a runner is silent for good"}}
+)
+async def live(response: Response, gateway: Annotated[Gateway, Depends(gateway_of)]) -> dict[str, str]:
+    """Whether this process should go on, as /livez says it: 503 once a runner has been silent for too long."""
+    if gateway.health.is_alive():
+        return {"status": "alive"}
+    response.status_code = 503
+    return {"status": "not alive"}
 
 
 @router.get("/ready", responses=_READY)

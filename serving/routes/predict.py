@@ -48,7 +48,7 @@ async def predict(
     request: Request, gateway: Annotated[Gateway, Depends(gateway_of)]
 ) -> ProteinPredicted | TextClassified | list[Label] | list[list[Label]]:
     """A protein's embedding (`sequence`), or classes of texts (`texts`; in TEI's shape `inputs`)."""
-    terms = gateway.terms(request.headers)
+    terms = gateway.terms(request)
     kinds: dict[str, type[ProteinPrediction | TextClassification | TeiPredict]] = {
         "sequence": ProteinPrediction,
         "texts": TextClassification,
@@ -72,7 +72,7 @@ async def predict_batch(
     request: Request, gateway: Annotated[Gateway, Depends(gateway_of)]
 ) -> ProteinBatchPredicted:
     """Embeddings of up to 64 proteins, in order, and which device computed each."""
-    terms = gateway.terms(request.headers)
+    terms = gateway.terms(request)
     body = await read_json(request, terms, {"sequences": ProteinBatch})
     served = gateway.find(body.model or gateway.default_model)
     found = await embed_proteins(gateway, served, body.sequences, terms)

@@ -20,6 +20,16 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     504: {"model": ErrorBody, "description": "it took longer than the request's or the service's time limit"},
 }
 
+FORBIDDEN: dict[int | str, dict[str, Any]] = {403: {"model": ErrorBody, "description": "not an operator"}}
+# Of every route, by serving/auth.py
+REFUSED: dict[int | str, dict[str, Any]] = {
+    401: {"model": ErrorBody, "description": "no key, or one that nobody has"},
+    429: {
+        "model": ErrorBody,
+        "description": "more than this key may ask for; `Retry-After` says when to try again",
+    },
+}
+
 
 def shown(example: Any) -> dict[int | str, dict[str, Any]]:
     """A reply as the documentation pages show it, where its type alone has no example."""

@@ -80,6 +80,8 @@ def test_the_header_is_json_that_anyone_can_read() -> None:
         "errors": {"1": "bad"},
         "devices": ["cuda:1", None],
         "num_tokens": [7, 0],
+        "queue_s": 0.0,
+        "inference_s": 0.0,
     }
     assert len(data) == 4 + size + 2 * 4 * 4
 

@@ -75,6 +75,12 @@ class CountingRunner:
             raise RunnerUnavailable("down")
         return {"precision": self.precision, "devices": ["cpu"]}
 
+    async def attend(self) -> None:
+        await asyncio.Event().wait()
+
+    def suspect(self) -> None:
+        pass
+
     async def close(self) -> None:
         self.is_down = True
 

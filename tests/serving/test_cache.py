@@ -82,9 +82,9 @@ async def test_a_foreign_value_under_a_key_is_a_miss(cache: Cache, client: redis
 async def test_counts_of_several_workers_add_up(client: redis.asyncio.Redis) -> None:
     first, second = Cache(client, 60, 6), Cache(client, 60, 6)
     await first.put_many({"pes:cache:a": vector(1)})
-    first.count(hits=3, misses=0)
-    first.count(hits=0, misses=1)
-    second.count(hits=1, misses=3)
+    first.count("m", hits=3, misses=0)
+    first.count("m", hits=0, misses=1)
+    second.count("m", hits=1, misses=3)
     await second.write_counts()
     await second.write_counts()
     found = await first.statistics()
@@ -114,12 +114,12 @@ async def test_what_is_counted_while_redis_is_away_is_written_when_it_is_back(
     client: redis.asyncio.Redis, dead_client: redis.asyncio.Redis
 ) -> None:
     cache = Cache(dead_client, 60, 6)
-    cache.count(hits=2, misses=5)
+    cache.count("m", hits=2, misses=5)
     for _ in range(2):  # Redis fails, then is left alone
         await cache.write_counts()
     assert cache.num_errors == 1
     cache.client, cache._away = client, type(cache._away)()
-    cache.count(hits=1, misses=0)
+    cache.count("m", hits=1, misses=0)
     found = await cache.statistics()
     assert (found["cache_hits"], found["cache_misses"]) == (3, 5)
 

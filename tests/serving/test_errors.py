@@ -11,6 +11,7 @@ from serving.errors import (
     Problem,
     RunnerUnavailable,
     ServiceError,
+    ShuttingDown,
     body_of,
     status_of,
 )
@@ -50,4 +51,5 @@ def test_an_overload_says_in_how_many_whole_seconds_to_come_again() -> None:
 
 def test_only_what_depends_on_time_says_when_to_come_again() -> None:
     kinds = [kind for kind in errors.STATUS if issubclass(kind, ServiceError) and kind is not Overloaded]
-    assert [kind for kind in kinds if kind.retry_after_s is not None] == [RunnerUnavailable, ModelNotLoaded]
+    timed = [kind for kind in kinds if kind.retry_after_s is not None]
+    assert timed == [RunnerUnavailable, ModelNotLoaded, ShuttingDown]

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 from starlette.datastructures import Headers
+from starlette.requests import HTTPConnection
 
 from models.catalogue import UnknownModel
+from serving import health
 from serving.errors import InvalidRequest, InvalidSequences, TooManySequences
 from serving.gateway import TIMEOUT_HEADER, Gateway
 from serving.parts import Options
@@ -106,6 +108,10 @@ def test_the_bounds_themselves_can_be_asked_for(gateway: Gateway, served: Served
     assert gateway.prepare(served, [Record("p", "M" * 5)], ComputeOptions(max_length=max_length))
 
 
+def asking(headers: dict[str, str]) -> HTTPConnection:
+    return HTTPConnection({"type": "http", "headers": Headers(headers).raw})
+
+
 @pytest.mark.parametrize(
     ("asked", "timeout_s"),
     [(None, 3600), ("2.5", 2.5), ("1e1", 10), (" 7 ", 7), ("3600", 3600), ("99999", 3600), ("inf", 3600)],
@@ -113,9 +119,9 @@ def test_the_bounds_themselves_can_be_asked_for(gateway: Gateway, served: Served
 async def test_a_request_is_worked_on_within_its_own_time_or_the_services(
     gateway: Gateway, asked: str | None, timeout_s: float
 ) -> None:
-    headers = Headers({} if asked is None else {TIMEOUT_HEADER.lower(): asked})
+    headers = {} if asked is None else {TIMEOUT_HEADER.lower(): asked}
     before = asyncio.get_running_loop().time()
-    terms = gateway.terms(headers)
+    terms = gateway.terms(asking(headers))
     after = asyncio.get_running_loop().time()
     assert before + timeout_s <= terms.deadline <= after + timeout_s
     assert (terms.priority, terms.is_admitted) == ("interactive", False)
@@ -124,12 +130,12 @@ async def test_a_request_is_worked_on_within_its_own_time_or_the_services(
 @pytest.mark.parametrize("asked", ["", "soon", "0", "-1", "nan", "-inf", "1,5", "1 s"])
 async def test_a_time_limit_that_is_none_is_refused(gateway: Gateway, asked: str) -> None:
     with pytest.raises(InvalidRequest, match=f"^{TIMEOUT_HEADER}: {asked!r} is not a number of seconds above 0"):
-        gateway.terms({TIMEOUT_HEADER: asked})
+        gateway.terms(asking({TIMEOUT_HEADER: asked}))
 
 
 async def test_a_long_wrong_value_is_shown_in_part(gateway: Gateway) -> None:
     with pytest.raises(InvalidRequest) as error:
-        gateway.terms({TIMEOUT_HEADER: "x" * 5000})
+        gateway.terms(asking({TIMEOUT_HEADER: "x" * 5000}))
     assert len(str(error.value)) < 120
 
 
@@ -141,7 +147,10 @@ def test_models_are_found_by_their_exact_names(gateway: Gateway, served: ServedM
             gateway.find(name)
 
 
-async def test_a_gateway_is_ready_when_every_runner_answers(gateway: Gateway, runner: CountingRunner) -> None:
+async def test_a_gateway_is_ready_when_every_runner_computes(
+    gateway: Gateway, runner: CountingRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(health, "CANARY_HOLDS_S", -1)
     assert await gateway.is_ready()
     runner.is_down = True
     assert not await gateway.is_ready()

@@ -52,6 +52,12 @@ class LengthRunner:
     async def status(self) -> dict[str, Any]:
         return {"precision": "fp32", "facts": {"prompts": {"default": ""}, "max_tokens": 4000}}
 
+    async def attend(self) -> None:
+        await asyncio.Event().wait()
+
+    def suspect(self) -> None:
+        pass
+
     async def close(self) -> None:
         pass
 
