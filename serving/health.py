@@ -35,7 +35,7 @@ MAX_SILENT_BEATS = 2  # behind which nothing new is sent to a runner until it an
 CANARY_TIMEOUT_S = 3.0
 CANARY_LENGTH = 12
 CANARY_HOLDS_S = 1.0  # for which an answer stands: several probes are one try
-_RESIDUES = "ACDEFGHIKLMNPQRSTVWY"
+_LETTERS = "ACDEFGHIKLMNPQRSTVY"
 _FORMS: dict[type, dict[str, Any]] = {Model: {"pooled": True, "dtype": "float32"}, TextModel: {"truncate": True}}
 
 
@@ -161,5 +161,5 @@ class Health:
 
 def _canary(served: ServedModel | ServedText) -> str | list[str]:
     """New each time, so that it joins nothing that is computed already."""
-    letters = "".join(random.choices(_RESIDUES, k=CANARY_LENGTH))  # noqa: S311
+    letters = "".join(random.choices(_LETTERS, k=CANARY_LENGTH))  # noqa: S311
     return [letters, letters] if getattr(served.model, "kind", "") == "reranking" else letters
