@@ -35,6 +35,8 @@ def create_app(role: Role = "all") -> FastAPI:
         version=VERSION,
         description="Protein sequences in, embeddings of protein language models out.",
         lifespan=_lifespan,
+        # serving/access.py and serving/telemetry.py tell of requests, in all processes alike
+        telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
     asked = (embeddings, jobs, cache, models, predict, embed, openai) if role != "worker" else ()
     for family in (*asked, operations, overview):

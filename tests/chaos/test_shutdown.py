@@ -71,9 +71,8 @@ def test_who_comes_while_the_service_ends_is_answered_or_not_let_in(stored_model
                     except httpx.ConnectError:  # nobody listens any more
                         return outcomes
                     except (httpx.ReadError, httpx.RemoteProtocolError) as error:
-                        # The connection waited to be accepted when nobody did any more: not a byte was answered
-                        assert "incomplete" not in str(error)
-                        return outcomes
+                        # Fine where the connection was never accepted: then not a byte was answered
+                        return [*outcomes, "part of a reply"] if "incomplete" in str(error) else outcomes
             return outcomes
 
         with ThreadPoolExecutor(8) as pool:
