@@ -171,7 +171,8 @@ def make_runner(model: Model | TextModel, tag: bentoml.Tag, options: RunnerOptio
                 statistics = self.batcher.statistics
                 gpus = gpu_memory(engine.device for engine in self.engines)
                 self.measures.note(model.name, self.names, statistics, gpus)
-                if min(device.overdue_s for device in statistics.devices if not device.is_lost) > HANGS_FOR_GOOD_S:
+                late_s = [device.overdue_s for device in statistics.devices if not device.is_lost]
+                if min(late_s, default=0.0) > HANGS_FOR_GOOD_S:
                     logger.critical(
                         "no device of %s gets on with its work; the runner is started anew", model.name
                     )

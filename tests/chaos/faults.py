@@ -8,6 +8,7 @@ from pathlib import Path
 POISON = "WWWWWWWWWW"  # a sequence that holds this makes the model fail
 FOLDER = "FAULTS_DIR"  # variables of the service
 NUM_DEVICES = "FAULTS_NUM_DEVICES"
+IS_IMPATIENT = "FAULTS_IS_IMPATIENT"  # set: a device hangs after seconds, and for good soon after
 
 
 @dataclass(frozen=True)

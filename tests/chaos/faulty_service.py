@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import models.runner
+import models.statistics
 from models.catalogue import Model
 from models.runner import RunnerOptions
-from tests.chaos.faults import FOLDER, NUM_DEVICES, Faults
+from tests.chaos.faults import FOLDER, IS_IMPATIENT, NUM_DEVICES, Faults
 
 if TYPE_CHECKING:
     from models.engine import Engine
@@ -31,6 +32,9 @@ def load_faulty_engines(folder: Path, model: Model, options: RunnerOptions) -> l
 
 
 models.runner.load_engines = load_faulty_engines
+if IS_IMPATIENT in os.environ:
+    models.statistics.HANGS_AFTER_S = models.statistics.HANGS_AFTER_TIMES = 1.0
+    models.runner.HANGS_FOR_GOOD_S = 4.0
 
 from service import ProteinEmbeddingService  # noqa: E402  # what it makes of its runners is decided above
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from tests.chaos.faults import FOLDER, IS_IMPATIENT, NUM_DEVICES, Faults
 from tests.chaos.running import LARGE, RUNNER, Running, arrays_of, assert_same, proteins, running, wait_until
 
 pytestmark = pytest.mark.chaos
@@ -67,3 +69,23 @@ def test_a_runner_that_is_silent_for_good_ends_the_liveness(stored_model: None, 
         finally:
             runner.resume()
         wait_until(lambda: service.http.get("/livez").status_code == 200, "it is alive again", 20)
+
+
+def test_a_runner_whose_devices_hang_is_started_anew_and_loses_nothing(
+    stored_model: None, data_dir: Path, tmp_path: Path
+) -> None:
+    faults = Faults(tmp_path / "faults")
+    faults.folder.mkdir()
+    environment = {FOLDER: str(faults.folder), NUM_DEVICES: "2", IS_IMPATIENT: "1"}
+    with running(data_dir, "tests.chaos.faulty_service:ProteinEmbeddingService", **environment) as service:
+        ((right,),) = service.expect([proteins(1, seed=90)])
+        (hanging,) = service.workers(RUNNER)
+        faults.hold.touch()
+        with ThreadPoolExecutor(1) as pool:
+            answer = pool.submit(service.post, proteins(1, seed=90))
+            # The other device is free, and hangs with the canary
+            wait_until(lambda: not is_ready(service), "ready is off", OFF_WITHIN_S)
+            wait_until(lambda: not hanging.is_running(), "it ends itself")
+            faults.clear()
+            assert_same(arrays_of(answer.result()), [right])
+        service.assert_well()
