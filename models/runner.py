@@ -14,11 +14,11 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 import bentoml
 import numpy as np
@@ -26,16 +26,14 @@ import psutil
 from bentoml.exceptions import ServiceUnavailable
 from bentoml.validators import ContentType
 
-from models import checkpoints
+from models import checkpoints, replicas
 from models.attendance import Attendance, ending_last
 from models.batcher import Batcher, Limits, Outcome
 from models.catalogue import Model
 from models.configs import CheckpointError
-from models.cores import usable_cores
 from models.departures import EndForWhoLeft
 from models.failures import NoDevice, NotLoaded, QueueFull
 from models.measures import Status, measures_of_process
-from models.memory import give_freed_memory_back, keep_freed_memory
 from models.schedule import Priority
 from models.statistics import Batch
 from models.text.model import TextModel
@@ -44,19 +42,12 @@ from models.tracing import call_span, trace_batches
 from models.wire import encode_refusal, encode_reply
 
 if TYPE_CHECKING:
-    from torch import device as Device
-
     from models.backends.choice import Precision
-    from models.engine import Engine
-    from models.text.engine import TextEngine
-
-EngineT = TypeVar("EngineT", bound="Engine | TextEngine")
 
 logger = logging.getLogger(__name__)
 
 QUEUE_BATCHES = 256  # full batches that may wait, unless the deployment says otherwise
 LOAD_AGAIN_S = 60.0
-TEXT_CALLERS = 2  # batches of texts that a device is given at a time
 WATCH_EVERY_S = 1.0
 HANGS_FOR_GOOD_S = 120.0  # behind the time in which a batch that takes long should be done
 _STATUS: dict[type[Exception], Status] = {QueueFull: "rejected", TimeoutError: "expired", NoDevice: "failure"}
@@ -130,7 +121,7 @@ def make_runner(model: Model | TextModel, tag: bentoml.Tag, options: RunnerOptio
             self.load_s = time.perf_counter() - started
             first = self.engines[0]
             gpus = [engine.device for engine in self.engines if engine.device.type == "cuda"]
-            grown = gpu_bytes(gpus) if gpus else psutil.Process().memory_info().rss - memory
+            grown = replicas.gpu_bytes(gpus) if gpus else psutil.Process().memory_info().rss - memory
             self.batcher: Batcher[Any, np.ndarray] = Batcher(
                 [engine.embed for engine in self.engines],
                 cost=first.cost,
@@ -151,8 +142,8 @@ def make_runner(model: Model | TextModel, tag: bentoml.Tag, options: RunnerOptio
         @staticmethod
         def _load_engines(folder: Path) -> Sequence[Any]:
             if isinstance(model, TextModel):
-                return load_text_engines(folder, model, options)
-            return load_engines(folder, model, options)
+                return replicas.load_text_engines(folder, model, options)
+            return replicas.load_engines(folder, model, options)
 
         @bentoml.on_startup
         async def begin(self) -> None:
@@ -169,7 +160,7 @@ def make_runner(model: Model | TextModel, tag: bentoml.Tag, options: RunnerOptio
                 if self.failure is not None:
                     continue
                 statistics = self.batcher.statistics
-                gpus = gpu_memory(engine.device for engine in self.engines)
+                gpus = replicas.gpu_memory(engine.device for engine in self.engines)
                 self.measures.note(model.name, self.names, statistics, gpus)
                 late_s = [device.overdue_s for device in statistics.devices if not device.is_lost]
                 if min(late_s, default=0.0) > HANGS_FOR_GOOD_S:
@@ -287,80 +278,7 @@ def fault_of(model: Model, stored: bentoml.Model) -> str | None:
     return None
 
 
-def load_engines(folder: Path, model: Model, options: RunnerOptions) -> list[Engine]:
-    """One replica of a protein model for each GPU that this process sees, or one on the CPU.
-
-    Raises:
-        RuntimeError: GPUs were reserved, and others are seen: never a silent fall back to the CPU.
-        CheckpointError: the folder does not hold the model.
-    """
-    import torch
-
-    from models.backends.choice import choose
-    from models.engine import Engine
-
-    def load(device: str) -> Engine:
-        choice = choose(torch.device(device), model.family, options.precision, options.use_kernels)
-        return Engine(folder, model, device, choice=choice)
-
-    return _on_devices(load, model.name, options, num_callers=1)
-
-
-def load_text_engines(folder: Path, model: TextModel, options: RunnerOptions) -> list[TextEngine]:
-    """The same of a text model. Two batches go side by side, on the CPU each on half of the cores: of a pass of a
-    small model half is overhead (docs/decisions/0021-text-models.md)."""
-    from models.text.engine import TextEngine
-
-    num_callers = min(TEXT_CALLERS, usable_cores())
-
-    def load(device: str) -> TextEngine:
-        return TextEngine(folder, model, device, options.text, num_callers)
-
-    return _on_devices(load, model.name, options, num_callers)
-
-
-def _on_devices(
-    load: Callable[[str], EngineT], name: str, options: RunnerOptions, num_callers: int
-) -> list[EngineT]:
-    """An engine on each GPU, or one on the CPU whose callers share the cores that it may use."""
-    import torch
-
-    num_gpus = torch.cuda.device_count()
-    if options.num_gpus and num_gpus != options.num_gpus:
-        raise RuntimeError(f"RUNNER_GPUS reserves {options.num_gpus} GPUs, {name} sees {num_gpus}")
-    give_freed_memory_back()
-    torch.set_num_threads(usable_cores() // num_callers)
-    engines = [load(device) for device in [f"cuda:{i}" for i in range(num_gpus)] or ["cpu"]]
-    keep_freed_memory()
-    for engine in engines:
-        choice = engine.choice
-        logger.info(
-            "%s on %s: %s (%s); %s",
-            *(name, engine.device, choice.precision, choice.precision_reason, choice.backend_reason),
-        )
-    return engines
-
-
 def exit_soon(model: Model | TextModel) -> None:
     """Ends this process, which has no device left; BentoML starts another, in which they may be well again."""
     logger.critical("%s has lost its last device; the runner ends and is started anew", model.name)
     asyncio.get_running_loop().call_later(EXIT_AFTER_S, os._exit, 1)
-
-
-def gpu_bytes(devices: Iterable[Device]) -> int:
-    """That this process holds on GPUs."""
-    import torch
-
-    return sum(torch.cuda.memory_allocated(device) for device in devices)
-
-
-def gpu_memory(devices: Iterable[Device]) -> dict[str, tuple[int, int]]:
-    """Bytes that are used on each GPU, by whomever, and that it has."""
-    import torch
-
-    found: dict[str, tuple[int, int]] = {}
-    for device in devices:
-        if device.type == "cuda":
-            free, total = torch.cuda.mem_get_info(device)
-            found[str(device)] = (total - free, total)
-    return found

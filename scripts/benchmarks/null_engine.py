@@ -40,12 +40,14 @@ class NullEngine:
     """As models.engine.Engine from outside. Embeddings are pieces of one block of seeded noise."""
 
     model: Model
-    device: str = "cpu"
     budget: int = BUDGET
     num_callers: int = 1
     choice: NullChoice = field(default_factory=NullChoice)
 
     def __post_init__(self) -> None:
+        import torch
+
+        self.device = torch.device("cpu")
         rng = np.random.default_rng(0)
         self._noise = rng.standard_normal((NOISE_ROWS, self.model.dim), np.float32)
 
@@ -81,16 +83,16 @@ class NullEngine:
 
 
 def load_null_engines(folder: Path, model: Model, options: RunnerOptions) -> list[NullEngine]:  # noqa: ARG001
-    """In place of models.runner.load_engines; the weights are not read."""
+    """In place of models.replicas.load_engines; the weights are not read."""
     return [NullEngine(model)]
 
 
 def __getattr__(name: str) -> Any:
     if name != "ProteinEmbeddingService":
         raise AttributeError(name)
-    import models.runner
+    import models.replicas
 
-    models.runner.load_engines = load_null_engines  # type: ignore[assignment]
+    models.replicas.load_engines = load_null_engines  # type: ignore[assignment]
     from service import ProteinEmbeddingService
 
     return ProteinEmbeddingService

@@ -19,7 +19,8 @@ from bentoml.exceptions import NotFound
 from models.batcher import Batcher
 from models.catalogue import Model, find
 from models.engine import Item
-from models.runner import RunnerOptions, load_engines
+from models.replicas import load_engines
+from models.runner import RunnerOptions
 from serving.errors import InvalidRequest
 from serving.parts import Joiner, Options, Part, cut
 from serving.settings import Settings

@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import models.replicas
 import models.runner
 import models.statistics
 from models.catalogue import Model
@@ -18,11 +19,11 @@ from tests.chaos.faults import FOLDER, IS_IMPATIENT, NUM_DEVICES, Faults
 if TYPE_CHECKING:
     from models.engine import Engine
 
-load_engines = models.runner.load_engines
+load_engines = models.replicas.load_engines
 
 
 def load_faulty_engines(folder: Path, model: Model, options: RunnerOptions) -> list[Engine]:
-    """In place of `models.runner.load_engines`: it is asked, and its replica on the CPU copied."""
+    """In place of `models.replicas.load_engines`: it is asked, and its replica on the CPU copied."""
     from tests.chaos.faulty_engine import FaultyEngine
 
     (engine,) = load_engines(folder, model, options)
@@ -31,7 +32,7 @@ def load_faulty_engines(folder: Path, model: Model, options: RunnerOptions) -> l
     return [FaultyEngine(folder, model, engine.choice, faults, number) for number in range(count)]
 
 
-models.runner.load_engines = load_faulty_engines
+models.replicas.load_engines = load_faulty_engines
 if IS_IMPATIENT in os.environ:
     models.statistics.HANGS_AFTER_S = models.statistics.HANGS_AFTER_TIMES = 1.0
     models.runner.HANGS_FOR_GOOD_S = 4.0

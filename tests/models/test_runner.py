@@ -13,11 +13,12 @@ import bentoml
 import pytest
 import torch
 
-from models import runner
+from models import replicas
 from models.backends.portable import Portable
 from models.batcher import Limits
 from models.catalogue import CATALOGUE, MINI
-from models.runner import QUEUE_BATCHES, RunnerOptions, fault_of, load_engines
+from models.replicas import load_engines
+from models.runner import QUEUE_BATCHES, RunnerOptions, fault_of
 from scripts.local_service import ROOT
 from tests.models.conftest import Folders
 from tests.models.damage import cut_off
@@ -64,8 +65,8 @@ def test_another_models_checkpoint_is_told_of(stored: bentoml.Model) -> None:
 def test_a_runner_computes_as_it_is_told(folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     for name in ("give_freed_memory_back", "keep_freed_memory"):  # these are for the whole process
-        monkeypatch.setattr(runner, name, lambda: None)
-    monkeypatch.setattr(runner, "usable_cores", torch.get_num_threads)
+        monkeypatch.setattr(replicas, name, lambda: None)
+    monkeypatch.setattr(replicas, "usable_cores", torch.get_num_threads)
     options = dataclasses.replace(OPTIONS, precision="bf16", use_kernels=False)
     (engine,) = load_engines(folders.of(MINI), MINI, options)
     assert engine.choice.precision == "bf16"
