@@ -143,10 +143,10 @@ async def test_what_is_counted_stands_under_its_own_prefix_and_goes_by_itself(
     make: Any, client: redis.asyncio.Redis
 ) -> None:
     await make(requests=5).take_request(of("alice"))
-    keys = await client.keys("*")
+    keys: list[Any] = await client.keys("*")
     assert keys
     for key in keys:
-        assert str(key, "ascii").startswith(LIMITS_PREFIX)
+        assert key.decode().startswith(LIMITS_PREFIX)
         assert 0 < await client.ttl(key) <= 120
 
 
