@@ -76,9 +76,11 @@ def exposition(folder: Path | None) -> bytes:
     """
     if folder is None:
         return generate_latest(REGISTRY)
-    for pid in {int(path.stem.rpartition("_")[2]) for path in folder.glob("gauge_live*_*.db")}:
+    # As prometheus_client's mark_process_dead, which fails where another worker does the same at the same time
+    for path in folder.glob("gauge_live*_*.db"):
+        pid = int(path.stem.rpartition("_")[2])
         if pid != os.getpid() and not psutil.pid_exists(pid):
-            multiprocess.mark_process_dead(pid, str(folder))  # type: ignore[no-untyped-call]
+            path.unlink(missing_ok=True)
     registry = CollectorRegistry()
     multiprocess.MultiProcessCollector(registry, str(folder))  # type: ignore[no-untyped-call]
     return generate_latest(registry)

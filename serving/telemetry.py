@@ -72,7 +72,7 @@ class _Json(JsonFormatter):
         return {name: value for name, value in log_data.items() if name != "context" and value not in ("", None)}
 
     def formatException(self, ei: Any) -> str:
-        return _INPUT.sub("]", super().formatException(ei))
+        return _INPUT.sub("]", str(super().formatException(ei)))
 
 
 def _printable(character: str) -> str:
