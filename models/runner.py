@@ -29,6 +29,7 @@ from bentoml.validators import ContentType
 from models import checkpoints
 from models.attendance import Attendance, ending_last
 from models.batcher import Batcher, Limits, Outcome
+from models.bodies import JsonAlone
 from models.catalogue import Model
 from models.configs import CheckpointError
 from models.cores import usable_cores
@@ -273,6 +274,7 @@ def make_runner(model: Model | TextModel, tag: bentoml.Tag, options: RunnerOptio
         logging={"access": {"enabled": False}},  # the gateway logs the request
         tracing={"excluded_urls": ".*"},  # `embed` continues the gateway's trace itself
     )(Runner)
+    service.add_asgi_middleware(JsonAlone)
     service.add_asgi_middleware(EndForWhoLeft)
     return service
 

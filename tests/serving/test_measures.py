@@ -74,10 +74,12 @@ def test_workers_are_added_up_and_gauges_of_the_dead_vanish(tmp_path: Path) -> N
     found = samples(exposition(tmp_path))
     assert found[requests] == 7, "what was counted stays"
     assert (found["http_requests_in_progress", ()], found["event_loop_lag_seconds", ()]) == (2, 2)
-    workers[0].kill()
+    workers[0].process.kill()
+    os.waitid(os.P_PID, workers[0].process.pid, os.WEXITED | os.WNOWAIT)  # dead, and nobody has looked after it
     found = samples(exposition(tmp_path))
     assert found[requests] == 7
     assert not {"http_requests_in_progress", "event_loop_lag_seconds", "runner_up"} & {name for name, _ in found}
+    workers[0].kill()
 
 
 def test_workers_that_find_the_same_dead_do_not_trip_over_each_other(tmp_path: Path) -> None:
