@@ -16,8 +16,9 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.types import Message
 
 from serving.access import Access
+from serving.app import create_app
 from serving.auth import ledger_of
-from serving.errors import RunnerUnavailable, ServiceError
+from serving.errors import RunnerUnavailable, ServiceError, StoreUnavailable
 from serving.keys import Caller
 from serving.replies import reply_to
 from serving.telemetry import REQUEST_ID
@@ -237,6 +238,34 @@ async def test_probes_are_quiet_while_all_is_well(http: httpx.AsyncClient, lines
     assert lines() == []
     await http.post(path)
     assert [line.status for line in lines()] == [405]
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "line"),
+    [
+        (StoreUnavailable("Redis is away"), 503, "GET /failing/{id}: Redis is away"),
+        (ZeroDivisionError("defect"), 500, "GET /failing/{id} failed"),
+    ],
+)
+async def test_an_error_is_logged_without_the_id_that_was_asked_for(
+    caplog: pytest.LogCaptureFixture, error: Exception, status: int, line: str
+) -> None:
+    """By the real application, around a route that fails."""
+    caplog.set_level(logging.INFO, logger="serving")
+    app = create_app()
+
+    @app.get("/failing/{id}")
+    async def fail(id: str) -> None:
+        raise error
+
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        reply = await client.get(f"/failing/{SECRET}%1B[31m")
+    assert reply.status_code == status
+    assert "defect" not in reply.text
+    (record,) = (record for record in caplog.records if record.name == "serving.app")
+    assert record.getMessage() == line
+    assert SECRET not in caplog.handler.format(record)
 
 
 async def test_a_failure_of_the_application_is_counted_and_passed_on(lines: Any) -> None:
