@@ -29,6 +29,7 @@ from bentoml.validators import ContentType
 from models import checkpoints, replicas
 from models.attendance import Attendance, ending_last
 from models.batcher import Batcher, Limits, Outcome
+from models.bodies import JsonAlone
 from models.catalogue import Model
 from models.configs import CheckpointError
 from models.departures import EndForWhoLeft
@@ -265,6 +266,7 @@ def make_runner(model: Model | TextModel, tag: bentoml.Tag, options: RunnerOptio
         logging={"access": {"enabled": False}},  # the gateway logs the request
         tracing={"excluded_urls": ".*"},  # `embed` continues the gateway's trace itself
     )(Runner)
+    service.add_asgi_middleware(JsonAlone)
     service.add_asgi_middleware(EndForWhoLeft)
     return service
 

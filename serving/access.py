@@ -60,6 +60,7 @@ class Access:
         ledger.request_id = asked if _REQUEST_ID.fullmatch(asked) else secrets.token_hex(8)
         token = REQUEST_ID.set(ledger.request_id)
         status, measures = 500, measures_of_process()
+        method = scope["method"] if scope["method"] in _METHODS else _OTHER
 
         async def note(message: Message) -> None:
             nonlocal status
@@ -74,33 +75,32 @@ class Access:
         measures.in_progress.inc()
         try:
             with _tracer.start_as_current_span(
-                scope["method"], context=propagate.extract(dict(headers)), kind=SpanKind.SERVER
+                method, context=propagate.extract(dict(headers)), kind=SpanKind.SERVER
             ) as span:
                 try:
                     await self._app(scope, receive, note)
                 finally:
                     route = self._route_of(scope)
-                    span.update_name(f"{scope['method']} {route}")
+                    span.update_name(f"{method} {route}")
                     if span.is_recording():
-                        span.set_attributes(_attributes(scope, route, status, ledger))
+                        span.set_attributes(_attributes(method, route, status, ledger))
                         if status >= 500:
                             span.set_status(Status(StatusCode.ERROR))
                     seconds = time.perf_counter() - started
-                    method = scope["method"] if scope["method"] in _METHODS else _OTHER
                     measures.requests.labels(route, method, str(status)).inc()
                     measures.request_s.labels(route, method).observe(seconds)
                     if ledger.kind:
                         measures.note_inference(ledger.kind, ledger, seconds, status)
-                    self._log(scope, route, status, seconds, ledger)
+                    if scope["path"] not in QUIET or status >= 400:
+                        _log(method, route, status, seconds, ledger)
         finally:
             measures.in_progress.dec()
             REQUEST_ID.reset(token)
 
     def _route_of(self, scope: Scope) -> str:
         """The template of the route that answered."""
-        path = getattr(scope.get("route"), "path", None)
-        if isinstance(path, str) and path:
-            return path
+        if template := template_of(scope):
+            return template
         if scope["path"].startswith(DOCS_FILES):
             return DOCS_FILES
         return scope["path"] if scope["path"] in self._named else _OTHER
@@ -119,36 +119,43 @@ class Access:
             added["cache-control"] = "no-store"
         return added
 
-    @staticmethod
-    def _log(scope: Scope, route: str, status: int, seconds: float, ledger: Ledger) -> None:
-        """The route, not the path, and no query: ids of downloads and jobs are as good as keys to them."""
-        if scope["path"] in QUIET and status < 400:
-            return
-        facts = {
-            "method": scope["method"],
-            "route": route,
-            "status": status,
-            "duration_ms": round(seconds * 1e3, 2),
-            "caller": ledger.caller.name,
+
+def template_of(scope: Scope) -> str:
+    """Of the route that a request came to, `/embeddings/jobs/{job_id}` say; "" where it came to none.
+
+    Logs and measures have this for a path: ids of downloads and jobs are as good as keys to them.
+    """
+    path = getattr(scope.get("route"), "path", None)
+    return path if isinstance(path, str) else ""
+
+
+def _log(method: str, route: str, status: int, seconds: float, ledger: Ledger) -> None:
+    """One line a request, without its path and query."""
+    facts = {
+        "method": method,
+        "route": route,
+        "status": status,
+        "duration_ms": round(seconds * 1e3, 2),
+        "caller": ledger.caller.name,
+    }
+    if ledger.cache:
+        facts |= {
+            "model": ledger.model,
+            "sequences": ledger.num_hits + ledger.num_misses,
+            "cache": ledger.cache,
+            "tokens": ledger.num_tokens,
         }
-        if ledger.cache:
-            facts |= {
-                "model": ledger.model,
-                "sequences": ledger.num_hits + ledger.num_misses,
-                "cache": ledger.cache,
-                "tokens": ledger.num_tokens,
-            }
-        logger.info(
-            "%s %s %d in %.1f ms, %s",
-            *(facts[n] for n in ("method", "route", "status", "duration_ms", "caller")),
-            extra=facts,
-        )
+    logger.info(
+        "%s %s %d in %.1f ms, %s",
+        *(facts[n] for n in ("method", "route", "status", "duration_ms", "caller")),
+        extra=facts,
+    )
 
 
-def _attributes(scope: Scope, route: str, status: int, ledger: Ledger) -> dict[str, str | int]:
+def _attributes(method: str, route: str, status: int, ledger: Ledger) -> dict[str, str | int]:
     """By OpenTelemetry's semantic conventions for HTTP servers; ours begin with pes."""
     found: dict[str, str | int] = {
-        "http.request.method": scope["method"],
+        "http.request.method": method,
         "http.route": route,
         "http.response.status_code": status,
         "pes.caller": ledger.caller.name,

@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from models.catalogue import UnknownModel
+from serving.access import template_of
 from serving.auth import DOCUMENTED
 from serving.errors import ServiceError, status_of
 from serving.replies import reply_to, reply_with
@@ -84,7 +85,7 @@ class ExplainPlainErrors:
 async def _explain(request: Request, error: Exception) -> JSONResponse:
     status = status_of(error)
     if status >= 500:
-        logger.error("%s %s: %s", request.method, request.url.path, error, exc_info=error.__cause__)
+        logger.error("%s %s: %s", request.method, template_of(request.scope), error, exc_info=error.__cause__)
     return reply_to(error, request.url.path)
 
 
@@ -104,5 +105,5 @@ async def _explain_http(request: Request, error: Exception) -> JSONResponse:
 
 
 async def _explain_unexpected(request: Request, error: Exception) -> JSONResponse:
-    logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    logger.error("%s %s failed", request.method, template_of(request.scope), exc_info=error)
     return reply_to(error, request.url.path)

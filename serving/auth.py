@@ -24,7 +24,11 @@ METRICS = frozenset({"/metrics"})
 DOCS = frozenset({"/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json", "/docs.json", "/schema.json"})
 DOCS_FILES = "/static-offline-docs/"
 _LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]")
-_FORWARDED = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip", "via")
+# By which a proxy tells whom it speaks for, or that it is one
+_FORWARDED = frozenset(
+    {"forwarded", "via", "x-real-ip", "x-client-ip", "x-cluster-client-ip", "true-client-ip", "cf-connecting-ip"}
+)
+_FORWARDED_FAMILIES = ("x-forwarded-", "x-original-", "x-envoy-")
 
 # For the documentation pages, which get a field for the key
 DOCUMENTED = [
@@ -173,12 +177,23 @@ def is_local(request: Request) -> bool:
         is_loopback = ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
-    if not is_loopback or any(name in headers for name in _FORWARDED):
+    if not is_loopback or _is_passed_on(request):
         return False
     # A page of elsewhere: by its own origin, or by a name of its own that it has resolve to this machine
     if headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
         return False
-    named = headers.get("host", "").lower()
+    hosts = headers.getlist("host")
+    if len(hosts) != 1:
+        return False
+    named = hosts[0].lower()
     name = named.rpartition(":")[0] if named.rpartition(":")[2].isdecimal() else named
     origin = headers.get("origin")
     return name in _LOCAL_NAMES and (origin is None or origin.lower() == f"http://{named}")
+
+
+def _is_passed_on(request: Request) -> bool:
+    """Whether a proxy has made the request for somebody else: it says so, or speaks HTTP/1.0, as nginx does where
+    nobody has told it anything."""
+    names = set(request.headers.keys())
+    is_told = bool(names & _FORWARDED) or any(name.startswith(_FORWARDED_FAMILIES) for name in names)
+    return is_told or request.scope["http_version"] == "1.0"

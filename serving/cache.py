@@ -6,7 +6,6 @@ import asyncio
 import hashlib
 import logging
 import struct
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +16,7 @@ import redis.asyncio
 from isal import igzip_lib, isal_zlib
 
 from serving.measures import measures_of_process
-from serving.redis import CACHE_PREFIX, REDIS_ERRORS, STATS_KEY
+from serving.redis import CACHE_PREFIX, REDIS_ERRORS, STATS_KEY, Pause
 from serving.threads import run_to_its_end
 
 logger = logging.getLogger(__name__)
@@ -30,7 +29,6 @@ _INFLATE_ERROR: type[Exception] = igzip_lib.IsalError  # type: ignore[assignment
 _ISAL_LEVELS = (0, 1, 1, 1, 2, 2, 2, 3, 3, 3)  # of zlib's 0 to 9; 0 deflates nothing and does not get there
 _DTYPES = (np.dtype(np.float16), np.dtype(np.float32))
 
-RETRY_AFTER_S = (1.0, 30.0)  # how long Redis is left alone after it failed: at first, and at most
 SCAN_COUNT = 1000
 EXACT_COUNT_LIMIT = 10_000  # keys, up to which they are counted one by one
 
@@ -102,26 +100,6 @@ def decode(value: bytes) -> np.ndarray | None:
         return None
 
 
-class _Pause:
-    """Redis is left alone for a while after it failed, for longer each time until it works again."""
-
-    def __init__(self) -> None:
-        self._until = 0.0
-        self._next_s = RETRY_AFTER_S[0]
-
-    @property
-    def is_on(self) -> bool:
-        return time.monotonic() < self._until
-
-    def begin(self) -> None:
-        if not self.is_on:  # requests that waited together have met one failure
-            self._until = time.monotonic() + self._next_s
-            self._next_s = min(2 * self._next_s, RETRY_AFTER_S[1])
-
-    def reset(self) -> None:
-        self._next_s = RETRY_AFTER_S[0]
-
-
 class Cache:
     """Look-ups and writes in bulk. While Redis is down every look-up is a miss and every write is dropped.
 
@@ -138,8 +116,8 @@ class Cache:
         self._level = level
         self._measures = measures_of_process()
         self._uncounted = {"hits": 0, "misses": 0}
-        self._away = _Pause()
-        self._full = _Pause()  # it takes no writes, while look-ups go on
+        self._away = Pause()
+        self._full = Pause()  # it takes no writes, while look-ups go on
 
     async def get_many(self, keys: Sequence[str]) -> list[np.ndarray | None]:
         """One MGET; None for each key that is not there."""
@@ -250,7 +228,7 @@ class Cache:
             "version": info["redis_version"],
         }
 
-    def _note(self, error: Exception, pause: _Pause) -> None:
+    def _note(self, error: Exception, pause: Pause) -> None:
         self.num_errors += 1
         self._measures.redis_errors.labels("cache").inc()
         pause.begin()

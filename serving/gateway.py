@@ -240,7 +240,7 @@ class Gateway:
                 await asyncio.gather(*(end(task) for task in tasks))
                 await self.cache.write_counts()
                 await asyncio.gather(*(served.runner.close() for served in self.all_served))
-                await self.client.aclose()
+                await asyncio.gather(self.client.aclose(), self.doorkeeper.limits.aclose())
 
     async def _until_closing(self, work: Coroutine[Any, Any, None]) -> None:
         """Jobs are handed back when the process is told to end, not when its last client has left."""

@@ -15,7 +15,8 @@ logger = logging.getLogger(__name__)
 MIN_LENGTH = 16  # of a key: what is shorter can be tried out
 LOOK_EVERY_S = 1.0  # whether the file has changed
 ANONYMOUS = "anonymous"  # whoever asks where no key is needed
-_NAME = re.compile(r"[A-Za-z0-9][\w.@-]{0,63}")
+_NAME = re.compile(r"[A-Za-z0-9][\w.@-]{0,63}", re.ASCII)
+_State = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -36,14 +37,18 @@ class Keys:
         listed: `name:key,name:key`.
         path: of a file with a `name:key` in each line; empty lines and those that begin with # do not count.
     Raises:
-        ValueError: an entry is not of that form, or the file cannot be read. No key is shown.
+        ValueError: an entry is not of that form, the variable holds none, or the file cannot be read. Neither keys
+            nor names are shown: somebody may have written them the wrong way round.
     """
 
     def __init__(self, variable: str, listed: str = "", path: Path | None = None) -> None:
         self._variable, self._path = variable, path
         self._fixed = _parse([part for part in listed.split(",") if part.strip()], variable)
+        if listed and not self._fixed:
+            raise ValueError(f"{variable}: it is set, and holds no name:key")
         self._in_file: dict[bytes, str] = {}
-        self._state: tuple[int, int, int] | None = None
+        self._state: _State | None = None
+        self._complaint = ""
         self._look_at = 0.0
         if path is not None:
             self._read(path)
@@ -72,28 +77,36 @@ class Keys:
             return
         self._look_at = time.monotonic() + LOOK_EVERY_S
         try:
-            if _state_of(self._path) != self._state:
-                self._read(self._path)
-                logger.info("%s_FILE: read again, %d keys", self._variable, len(self._in_file))
+            self._read(self._path)
         except ValueError as error:
-            logger.error("%s; the keys stay as they were", error)
+            if str(error) != self._complaint:  # which is made once
+                logger.error("%s; the keys stay as they were", error)
+            self._complaint = str(error)
+        else:
+            self._complaint = ""
 
     def _read(self, path: Path) -> None:
+        """Takes the keys of the file, if it is not the one that was read last."""
+        where = f"{self._variable}_FILE"
         try:
-            state, text = _state_of(path), path.read_text()
+            # Looked at before it is read: what is written meanwhile is seen the next time
+            state = _state_of(path)
+            if state == self._state:
+                return
+            text = path.read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"{self._variable}_FILE: {path} cannot be read ({type(error).__name__})") from None
-        self._state = state  # a file that is wrong is complained of once
+            raise ValueError(f"{where}: {path} cannot be read ({type(error).__name__})") from None
         lines = [line for line in map(str.strip, text.splitlines()) if line and not line.startswith("#")]
-        self._in_file = _parse(lines, f"{self._variable}_FILE")
+        self._in_file = _parse(lines, where)
+        if self._state is not None:
+            logger.info("%s: read again, %d keys", where, len(self._in_file))
+        self._state = state
 
 
-def _state_of(path: Path) -> tuple[int, int, int]:
-    try:
-        found = path.stat()
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read ({error.strerror})") from None
-    return found.st_mtime_ns, found.st_size, found.st_ino
+def _state_of(path: Path) -> _State:
+    """What changes with a file: a copy may keep size and time of writing, but not when that was done."""
+    found = path.stat()
+    return found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino
 
 
 def _digest(key: str) -> bytes:
@@ -108,7 +121,9 @@ def _parse(entries: list[str], where: str) -> dict[bytes, str]:
         if not colon or not _NAME.fullmatch(name) or name == ANONYMOUS:
             raise ValueError(f"{where}: entry {number} is not of the form name:key")
         if len(key) < MIN_LENGTH or not key.isascii() or not key.isprintable() or " " in key:
-            raise ValueError(f"{where}: the key of {name} is not {MIN_LENGTH} printable characters or more")
+            raise ValueError(
+                f"{where}: entry {number} has a key that is not {MIN_LENGTH} printable characters or more"
+            )
         if names.setdefault(_digest(key), name) != name:
-            raise ValueError(f"{where}: {name} has the key of {names[_digest(key)]}")
+            raise ValueError(f"{where}: entry {number} has the key of another name")
     return names

@@ -76,9 +76,19 @@ def exposition(folder: Path | None) -> bytes:
     """
     if folder is None:
         return generate_latest(REGISTRY)
-    for pid in {int(path.stem.rpartition("_")[2]) for path in folder.glob("gauge_live*_*.db")}:
-        if pid != os.getpid() and not psutil.pid_exists(pid):
-            multiprocess.mark_process_dead(pid, str(folder))  # type: ignore[no-untyped-call]
+    # As prometheus_client's mark_process_dead, which fails where another worker does the same at the same time
+    for path in folder.glob("gauge_live*_*.db"):
+        pid = int(path.stem.rpartition("_")[2])
+        if pid != os.getpid() and not _lives(pid):
+            path.unlink(missing_ok=True)
     registry = CollectorRegistry()
     multiprocess.MultiProcessCollector(registry, str(folder))  # type: ignore[no-untyped-call]
     return generate_latest(registry)
+
+
+def _lives(pid: int) -> bool:
+    """One that was killed is a zombie until BentoML looks after its processes."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

@@ -5,6 +5,7 @@ The windows and their arithmetic are those of the package `limits`.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 import time
@@ -13,11 +14,13 @@ from limits import RateLimitItemPerMinute
 from limits.aio.storage import RedisStorage
 from limits.aio.strategies import SlidingWindowCounterRateLimiter
 from limits.errors import StorageError
+from limits.util import WindowStats
 
+from serving import redis as redis_server
 from serving.errors import RateLimited
 from serving.ledger import Ledger
 from serving.measures import measures_of_process
-from serving.redis import ANSWER_TIMEOUT_S, CONNECT_TIMEOUT_S, LIMITS_PREFIX, EmbeddedRedis
+from serving.redis import LIMITS_PREFIX, REDIS_ERRORS, Pause
 from serving.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -37,16 +40,17 @@ class RateLimits:
             )
             if most is not None
         }
-        if self._items:
-            storage = RedisStorage(
-                _address(settings),
-                wrap_exceptions=True,
-                implementation="redispy",
-                key_prefix=LIMITS_PREFIX,
-                socket_connect_timeout=CONNECT_TIMEOUT_S,
-                socket_timeout=ANSWER_TIMEOUT_S,
-            )
-            self._limiter = SlidingWindowCounterRateLimiter(storage)
+        # A client like every other here: the package's own would try again for seconds where Redis is away
+        self._client = redis_server.connect(settings)
+        storage = RedisStorage(
+            "async+redis://",
+            wrap_exceptions=True,
+            implementation="redispy",
+            key_prefix=LIMITS_PREFIX,
+            connection_pool=self._client.connection_pool,  # type: ignore[arg-type]  # so its documentation has it
+        )
+        self._limiter = SlidingWindowCounterRateLimiter(storage)
+        self._away = Pause()
 
     async def take_request(self, ledger: Ledger) -> None:
         """Counts a request of its caller.
@@ -66,18 +70,18 @@ class RateLimits:
         """
         await self._take("tokens", ledger, count)
 
+    async def aclose(self) -> None:
+        await self._client.aclose()
+
     async def _take(self, name: str, ledger: Ledger, count: int) -> None:
         item = self._items.get(name)
-        if item is None or count <= 0:
+        if item is None or count <= 0 or self._away.is_on:
             return
-        caller = ledger.caller.name
-        try:
-            is_taken = await self._limiter.hit(item, name, caller, cost=min(count, item.amount))
-            window = await self._limiter.get_window_stats(item, name, caller)
-        except StorageError as error:
-            measures_of_process().redis_errors.labels("limits").inc()
-            logger.warning("Redis failed (%s); nobody is limited meanwhile", type(error.storage_error).__name__)
+        # Shielded: redis-py, by asyncio.wait_for of Python 3.11, forgets a cancellation that comes while it sends
+        found = await asyncio.shield(self._hit(name, ledger.caller.name, min(count, item.amount)))
+        if found is None:
             return
+        is_taken, window = found
         reset_s = max(1, math.ceil(window.reset_time - time.time()))
         ledger.add_header("ratelimit-policy", f'"{name}";q={item.amount};w={WINDOW_S}')
         ledger.add_header("ratelimit", f'"{name}";r={window.remaining};t={reset_s}')
@@ -85,10 +89,17 @@ class RateLimits:
             measures_of_process().limited.labels(name).inc()
             raise RateLimited(f"{item.amount} {name} a minute are allowed", float(reset_s))
 
-
-def _address(settings: Settings) -> str:
-    """Of Redis, as the package wants it."""
-    if settings.redis_url is None:
-        return f"async+redis+unix://{EmbeddedRedis.socket_path(settings.data_dir)}"
-    scheme, _, rest = settings.redis_url.partition("://")
-    return f"async+redis+unix://{rest}" if scheme == "unix" else f"async+{scheme}://{rest}"
+    async def _hit(self, name: str, caller: str, cost: int) -> tuple[bool, WindowStats] | None:
+        """Whether it was taken, and how things stand then; None where Redis does not say."""
+        item = self._items[name]
+        try:
+            is_taken = await self._limiter.hit(item, name, caller, cost=cost)
+            window = await self._limiter.get_window_stats(item, name, caller)
+        except (StorageError, *REDIS_ERRORS) as error:
+            self._away.begin()
+            measures_of_process().redis_errors.labels("limits").inc()
+            cause = error.storage_error if isinstance(error, StorageError) else error
+            logger.warning("Redis failed (%s); nobody is limited meanwhile", type(cause).__name__)
+            return None
+        self._away.reset()
+        return is_taken, window

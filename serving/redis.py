@@ -46,6 +46,9 @@ MAX_SOCKET_PATH = 100  # sockaddr_un holds 108 bytes on Linux, 104 on macOS
 REDIS_ERRORS = (redis.RedisError, OSError)
 
 
+AWAY_S = (1.0, 30.0)  # how long Redis is left alone after it failed: at first, and at most
+
+
 class RedisStartError(Exception):
     """The service's own Redis cannot be started; the message says why in one line."""
 
@@ -67,6 +70,26 @@ def connect(settings: Settings) -> redis.asyncio.Redis:
         socket_timeout=ANSWER_TIMEOUT_S,
         retry=retry,
     )
+
+
+class Pause:
+    """Redis is left alone for a while after it failed, for longer each time until it works again."""
+
+    def __init__(self) -> None:
+        self._until = 0.0
+        self._next_s = AWAY_S[0]
+
+    @property
+    def is_on(self) -> bool:
+        return time.monotonic() < self._until
+
+    def begin(self) -> None:
+        if not self.is_on:  # requests that waited together have met one failure
+            self._until = time.monotonic() + self._next_s
+            self._next_s = min(2 * self._next_s, AWAY_S[1])
+
+    def reset(self) -> None:
+        self._next_s = AWAY_S[0]
 
 
 class EmbeddedRedis:

@@ -26,6 +26,7 @@ TITLE = "Protein Embedding Service"
 NO_MODELS = "none"  # as MODELS: no protein model
 # Keys beside the names of models in the reply of /models
 RESERVED_NAMES = ("embedding_models", "reranking_models", "classification_models")
+_USUAL_PORTS = {"http": 80, "https": 443}
 _ENTRY = re.compile(r"\w+(:[\w.-]+)?")
 _TEXT_NAME = re.compile(r"[A-Za-z0-9][\w./-]*")
 VERSION = "1.0.0"  # of the service; pyproject.toml says the same
@@ -254,11 +255,8 @@ class Settings(BaseSettings):
     @classmethod
     def _whole_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for origin in value:
-            parts = urlsplit(origin)
-            if origin != "*" and (
-                parts.scheme not in ("http", "https") or origin != f"{parts.scheme}://{parts.netloc}"
-            ):
-                raise ValueError(f"{origin!r} is no origin, as https://lab.example.org is")
+            if origin != "*" and not _is_origin(origin):
+                raise ValueError(f"{origin!r} is no origin as browsers write it, https://lab.example.org say")
         return value
 
     @field_validator("otel_exporter_otlp_endpoint")
@@ -334,6 +332,17 @@ class Settings(BaseSettings):
                 pass
         except OSError as error:
             raise SettingsError(f"DATA_DIR: {self.data_dir} cannot be written ({error.strerror})") from None
+
+
+def _is_origin(text: str) -> bool:
+    """Whether a browser may send this as Origin; what it never sends would be let in by nobody, silently."""
+    parts = urlsplit(text)
+    try:
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        return False
+    is_whole = text == f"{parts.scheme}://{parts.netloc}" == text.lower() and not set("@*") & set(text)
+    return bool(host) and is_whole and port != _USUAL_PORTS.get(parts.scheme, port)
 
 
 def _key_of(name: str) -> str:

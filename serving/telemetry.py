@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry import propagate, trace
 from opentelemetry.trace import Span
+from pydantic import ValidationError
 from pythonjsonlogger.json import JsonFormatter
 
 if TYPE_CHECKING:
@@ -21,7 +24,9 @@ TRACEPARENT = "traceparent"
 TEXT_FORMAT = "%(asctime)s [%(levelname)s] [%(name)s] %(message)s%(context)s"
 _JSON_NAMES = {"asctime": "timestamp", "levelname": "level", "name": "logger"}
 _OURS = ("models", "serving", "service")
-_OTHERS = ("bentoml", "uvicorn.error")  # whose lines take the same form
+_OTHERS = ("", "bentoml", "uvicorn.error")  # whose lines take the same form; "" is everybody else
+# What pydantic shows of a value that it refuses, at the end of a line
+_INPUT = re.compile(r", input_value=.*, input_type=\w+\]$", re.MULTILINE)
 _tracer = trace.get_tracer("protein_embedding_service")
 
 
@@ -37,19 +42,50 @@ class _Context(logging.Filter):
         return True
 
 
+class _OwnFaults(logging.Filter):
+    """What BentoML logs as an exception though a client has done something wrong is left out: the client is told,
+    and the line of the request has the status."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        if error is None or not record.name.startswith("bentoml"):
+            return True
+        status = getattr(error, "error_code", HTTPStatus.INTERNAL_SERVER_ERROR)
+        return not isinstance(error, ValidationError) and status >= HTTPStatus.INTERNAL_SERVER_ERROR
+
+
+class _Text(logging.Formatter):
+    """One line, whatever stands in the message; behind it a traceback, without what a client sent."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        line = super().formatMessage(record)
+        return line if line.isprintable() else "".join(map(_printable, line))
+
+    def formatException(self, ei: Any) -> str:
+        return _INPUT.sub("]", super().formatException(ei))
+
+
 class _Json(JsonFormatter):
     """One object a line, without what is empty and what is only there for text."""
 
     def process_log_record(self, log_data: dict[str, Any]) -> dict[str, Any]:
         return {name: value for name, value in log_data.items() if name != "context" and value not in ("", None)}
 
+    def formatException(self, ei: Any) -> str:
+        return _INPUT.sub("]", str(super().formatException(ei)))
+
+
+def _printable(character: str) -> str:
+    return character if character.isprintable() else character.encode("unicode_escape").decode()
+
 
 def configure_logging(level: str, form: LogFormat = "text") -> None:
     """All loggers of this process to standard error, in one form; ours at `level` and above."""
     handler = logging.StreamHandler()
+    handler.addFilter(_OwnFaults())
     handler.addFilter(_Context())
     handler.setFormatter(
-        logging.Formatter(TEXT_FORMAT)
+        _Text(TEXT_FORMAT)
         if form == "text"
         else _Json("%(asctime)s %(levelname)s %(name)s %(message)s", rename_fields=_JSON_NAMES)
     )

@@ -112,7 +112,7 @@ class TextPipeline:
         self.cache.count(served.model.name, num_hits, len(texts) - num_hits)
         terms.ledger.note_lookup(_KINDS[served.model.kind], served.model.name, num_hits, len(texts) - num_hits)
         if misses:
-            await self._admit(terms, sum(map(_size, misses)) // CHARACTERS_OF_TOKEN)
+            await self._admit(terms, sum(map(_guessed_tokens, misses)))
             try:
                 await request.compute(misses, terms)
             finally:
@@ -237,3 +237,9 @@ def _plan_calls(texts: Sequence[Text]) -> Iterator[list[Text]]:
 
 def _size(text: Text) -> int:
     return len(text) if isinstance(text, str) else sum(len(str(part)) for part in text)
+
+
+def _guessed_tokens(text: Text) -> int:
+    """Of a text that nobody has read yet; one at least."""
+    parts = [text] if isinstance(text, str) else text
+    return sum(1 if isinstance(part, int) else 1 + len(part) // CHARACTERS_OF_TOKEN for part in parts)

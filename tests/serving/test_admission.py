@@ -12,8 +12,8 @@ import pytest
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving.admission import Admission
-from serving.errors import BodyTooLarge, Overloaded, RunnerUnavailable
+from serving.admission import Admission, UnderWay
+from serving.errors import BodyTooLarge, Overloaded, RunnerUnavailable, ShuttingDown
 from serving.replies import reply_to
 
 LIMIT = 10  # bytes
@@ -254,6 +254,7 @@ async def test_what_is_no_request_is_left_alone() -> None:
     [
         (Overloaded("full", 2.1), 429, "3"),
         (RunnerUnavailable("away"), 503, "15"),
+        (ShuttingDown("the end"), 503, "5"),
         (BodyTooLarge("much"), 413, None),
         (KeyError("x"), 500, None),
     ],
@@ -265,3 +266,80 @@ def test_a_reply_says_when_to_come_again_where_that_makes_sense(
     body: dict[str, Any] = json.loads(bytes(reply.body))
     assert (reply.status_code, reply.headers.get("retry-after")) == (status, retry_after)
     assert set(body) == {"error", "detail"}
+
+
+def ending(app: ASGIApp, under_way: UnderWay) -> httpx.AsyncClient:
+    transport = httpx.ASGITransport(Admission(app, 10, LIMIT, under_way=lambda: under_way))
+    return httpx.AsyncClient(transport=transport, base_url="http://test")
+
+
+async def test_who_waits_when_the_process_must_end_is_told_so() -> None:
+    app, under_way = Gated(), UnderWay()
+    async with ending(app, under_way) as client:
+        waiting = [asyncio.create_task(client.post("/v1/x" if i else "/")) for i in range(2)]
+        await app.runs(2)
+        under_way.end()
+        first, second = [await task for task in waiting]
+    for reply in (first, second):
+        assert (reply.status_code, reply.headers["retry-after"]) == (503, "5")
+    assert first.json() == {"error": "Shutting down", "detail": "the service was told to end"}
+    assert second.json()["error"]["type"] == "server_error"
+    await app.runs(0)
+
+
+async def test_a_reply_that_has_begun_is_not_begun_again_when_the_process_ends() -> None:
+    begun, under_way = asyncio.Event(), UnderWay()
+    sent: list[Message] = []
+
+    async def stream(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        begun.set()
+        await asyncio.Event().wait()
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": b""}
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    middleware = Admission(stream, 10, LIMIT, under_way=lambda: under_way)
+    scope = {"type": "http", "method": "POST", "path": "/", "headers": []}
+    task = asyncio.create_task(middleware(scope, receive, send))
+    await begun.wait()
+    under_way.end()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert [message["type"] for message in sent] == ["http.response.start"]
+
+
+async def test_a_client_who_leaves_at_the_end_is_told_nothing() -> None:
+    app, under_way = Gated(), UnderWay()
+    async with ending(app, under_way) as client:
+        task = asyncio.create_task(client.post("/"))
+        await app.runs(1)
+        under_way.is_over = True  # and somebody else cancels
+        task.cancel()
+        under_way.end()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+
+async def test_what_is_over_is_not_ended() -> None:
+    app, under_way = Gated(), UnderWay()
+    app.gate.set()
+    async with ending(app, under_way) as client:
+        assert (await client.post("/")).status_code == 200
+        under_way.end()
+        assert (await client.post("/")).status_code == 200, "who was let in by the server is answered"
+
+
+async def test_requests_without_a_body_are_not_ended() -> None:
+    """Probes say how the end goes on."""
+    under_way = UnderWay()
+
+    async def well(scope: Scope, receive: Receive, send: Send) -> None:
+        under_way.end()
+        await PlainTextResponse("well")(scope, receive, send)
+
+    async with ending(well, under_way) as client:
+        assert (await client.get("/livez")).status_code == 200

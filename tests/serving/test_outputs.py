@@ -100,6 +100,35 @@ async def test_another_models_link_is_not_found(outputs: OutputStore) -> None:
         await outputs.find(request_id, "prot_t5")
 
 
+async def test_what_is_somebody_elses_is_not_found_by_anybody_else(
+    outputs: OutputStore, client: redis.asyncio.Redis
+) -> None:
+    request_id, path = outputs.new()
+    NpzWriter(path).finish([], {})
+    await outputs.publish(request_id, "esm2_mini", path, "alice")
+    assert (await outputs.find(request_id, "esm2_mini", "alice")).exists()
+    for other in ("bob", "anonymous", "Alice", "", "alice "):
+        with pytest.raises(UnknownOutput, match=r"^no such download$"):
+            await outputs.find(request_id, "esm2_mini", other)
+    with pytest.raises(UnknownOutput):
+        await outputs.find(request_id, "esm2_mini")
+    # Whether it has expired is told to its owner alone
+    await client.hset(OUTPUT_PREFIX + request_id, "expires_at", time.time() - 1)
+    with pytest.raises(UnknownOutput):
+        await outputs.find(request_id, "esm2_mini", "bob")
+    with pytest.raises(ExpiredOutput):
+        await outputs.find(request_id, "esm2_mini", "alice")
+
+
+async def test_a_record_without_an_owner_is_nobodys(outputs: OutputStore, client: redis.asyncio.Redis) -> None:
+    """As versions without keys wrote it."""
+    request_id = await published(outputs)
+    await client.hdel(OUTPUT_PREFIX + request_id, "owner")
+    for name in ("anonymous", "alice"):
+        with pytest.raises(UnknownOutput):
+            await outputs.find(request_id, "esm2_mini", name)
+
+
 async def test_an_expired_download_is_told_from_an_unknown_one(
     outputs: OutputStore, client: redis.asyncio.Redis
 ) -> None:

@@ -57,6 +57,32 @@ def test_the_defaults_of_the_triton_based_service_are_kept() -> None:
         ("MAX_CONCURRENT_REQUESTS", "0"),
         ("MAX_BODY_MB", "0"),
         ("MAX_BODY_MB", "large"),
+        ("LOG_FORMAT", "xml"),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "collector:4317"),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "file:///etc/passwd"),
+        ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/json"),
+        ("SHUTDOWN_TIMEOUT_SECS", "-1"),
+        ("LIVENESS_SILENCE_S", "9"),
+        ("HEALTH_OPEN", "perhaps"),
+        ("METRICS_OPEN", "2"),
+        ("DOCS_OPEN", "ja"),
+        ("REQUESTS_PER_MINUTE", "0"),
+        ("TOKENS_PER_MINUTE", "-1"),
+        ("CORS_ORIGINS", "lab.example.org"),
+        ("CORS_ORIGINS", "https://lab.example.org/"),
+        ("CORS_ORIGINS", "https://lab.example.org/page"),
+        ("CORS_ORIGINS", "https://"),
+        ("CORS_ORIGINS", "https://:8080"),
+        ("CORS_ORIGINS", "https://*.example.org"),
+        ("CORS_ORIGINS", "https://Lab.example.org"),
+        ("CORS_ORIGINS", "HTTPS://lab.example.org"),
+        ("CORS_ORIGINS", "https://me@lab.example.org"),
+        ("CORS_ORIGINS", "https://lab.example.org:port"),
+        ("CORS_ORIGINS", "https://lab.example.org:443"),  # browsers leave out the usual port
+        ("CORS_ORIGINS", "http://lab.example.org:80"),
+        ("CORS_ORIGINS", "null"),
+        ("CORS_ORIGINS", "file://"),
+        ("CORS_ORIGINS", "https://lab.example.org,*.org"),
     ],
 )
 def test_a_bad_value_is_refused_by_name(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
@@ -195,3 +221,53 @@ def test_a_data_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
 def test_the_version_is_the_same_everywhere() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert project["version"] == settings.VERSION
+
+
+def test_by_default_no_key_is_asked_for_and_no_page_of_elsewhere_may_ask() -> None:
+    found = load_settings()
+    assert found.api_keys.get_secret_value() == found.admin_api_keys.get_secret_value() == ""
+    assert (found.api_keys_file, found.admin_api_keys_file) == (None, None)
+    assert (found.health_open, found.metrics_open, found.docs_open) == (True, True, True)
+    assert (found.requests_per_minute, found.tokens_per_minute, found.cors_origins) == (None, None, ())
+    assert (found.log_format, found.otel_exporter_otlp_endpoint) == ("text", None)
+
+
+def test_keys_are_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("API_KEYS", "alice:alice-key-0123456789")
+    monkeypatch.setenv("ADMIN_API_KEYS", "root:root-key-0123456789")
+    found = load_settings()
+    assert found.api_keys.get_secret_value() == "alice:alice-key-0123456789"
+    for shown in (repr(found), str(found.model_dump()), found.model_dump_json()):
+        assert "-key-" not in shown
+    monkeypatch.setenv("LOG_LEVEL", "LOUD")
+    with pytest.raises(SettingsError) as error:
+        load_settings()
+    assert "-key-" not in str(error.value)
+
+
+def test_origins_are_taken_as_browsers_write_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    origins = ("https://lab.example.org", "http://localhost:8888", "http://[::1]:8888", "http://192.0.2.7")
+    monkeypatch.setenv("CORS_ORIGINS", " , ".join(origins))
+    assert load_settings().cors_origins == origins
+    monkeypatch.setenv("CORS_ORIGINS", "*")
+    assert load_settings().cors_origins == ("*",)
+
+
+def test_keys_limits_and_traces_can_be_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name, value in {
+        "API_KEYS_FILE": str(tmp_path / "keys"),
+        "HEALTH_OPEN": "false",
+        "REQUESTS_PER_MINUTE": "60",
+        "TOKENS_PER_MINUTE": "100000",
+        "LOG_FORMAT": "json",
+        "OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4318",
+        "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf",
+        "OTEL_SERVICE_NAME": "proteins",
+        "SHUTDOWN_TIMEOUT_SECS": "0",
+    }.items():
+        monkeypatch.setenv(name, value)
+    found = load_settings()
+    assert (found.api_keys_file, found.health_open) == (tmp_path / "keys", False)
+    assert (found.requests_per_minute, found.tokens_per_minute, found.log_format) == (60, 100_000, "json")
+    assert found.otel_exporter_otlp_endpoint == "http://collector:4318"
+    assert (found.otel_service_name, found.shutdown_timeout_secs) == ("proteins", 0)

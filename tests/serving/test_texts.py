@@ -193,3 +193,19 @@ async def test_what_no_model_could_read_is_refused_or_cut_before_it_is_sent(
     assert runner.calls == []
     await pipeline.run(served, [("q", endless)], TextOptions(truncate=True), within())
     assert runner.calls == [[("q", endless[:limit])]]
+
+
+async def test_every_text_that_is_computed_costs_a_token_at_least(
+    cache: Cache, served: ServedText, runner: LengthRunner
+) -> None:
+    """Else short ones would be without limit; token ids are counted as they are."""
+    asked: list[int] = []
+
+    async def admit(_: Terms, num_tokens: int) -> None:
+        asked.append(num_tokens)
+
+    pipeline = TextPipeline(cache, admit)
+    await pipeline.run(served, ["a", "b", "a", "x" * 8, ("q", "dddd"), (1, 2, 3)], TextOptions(), within())
+    assert asked == [1 + 1 + 3 + (1 + 2) + 3]
+    await pipeline.run(served, ["a", "x" * 8], TextOptions(), within())
+    assert len(asked) == 1, "what the cache has costs nothing"
