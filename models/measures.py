@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import Literal
+from typing import Literal, get_args
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 
@@ -76,7 +76,10 @@ class RunnerMeasures:
         self._load_s.labels(model).set(seconds)
         self._memory.labels(model).set(memory_bytes)
         self._max_queue_tokens.labels(model).set(max_queue_tokens)
-        self._tokens.labels(model)  # a counter that stays at 0 is there all the same
+        # Counters begin at 0, so that the first event is an increase
+        self._tokens.labels(model)
+        for status in get_args(Status):
+            self._requests.labels(model, status)
 
     def note_batch(self, model: str, batch: Batch, num_tokens: int, waited_s: float) -> None:
         """A batch that is done; waited_s: the longest of its sequences."""

@@ -16,7 +16,7 @@ from fastapi import Request
 from starlette.requests import HTTPConnection
 
 from models.catalogue import Model, UnknownModel, find
-from models.text.model import Kind
+from models.text.model import Kind, TextModel
 from serving import measures
 from serving import redis as redis_server
 from serving.admission import UnderWay
@@ -30,6 +30,7 @@ from serving.jobs.queue import JobQueue, Quota
 from serving.jobs.service import JobService
 from serving.jobs.store import JobStore
 from serving.jobs.worker import JobWorker
+from serving.ledger import USES
 from serving.outputs import OutputStore
 from serving.parts import MIN_WINDOW, Options
 from serving.pipeline import Pipeline
@@ -95,6 +96,11 @@ class Gateway:
             jobs_measures_of_process(),
         )
         everything: list[ServedModel | ServedText] = [*served.values(), *served_texts.values()]
+        for one in everything:
+            kind: Kind = one.model.kind if isinstance(one.model, TextModel) else "embedding"
+            measures.measures_of_process().expect(one.model.name, USES[kind])
+        for name in served:
+            jobs.measures.expect(name)
         return cls(
             *(settings, served, served_texts, client, cache, outputs),
             *(Pipeline(cache, admit), TextPipeline(cache, admit), jobs, doorkeeper),

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from models.text.model import Kind
 from models.wire import Reply
 from serving.keys import Caller
+
+# What is counted of a request, by what the model is for
+USES: Mapping[Kind, str] = {"embedding": "embed", "reranking": "rerank", "classification": "classify"}
 
 
 @dataclass
@@ -34,9 +39,12 @@ class Ledger:
         known = self.headers.get(name)
         self.headers[name] = value if known is None else f"{known}, {value}"
 
-    def note_lookup(self, kind: str, model: str, hits: int, misses: int) -> None:
+    def begin(self, kind: Kind, model: str) -> None:
+        """A model is asked."""
+        self.kind, self.model = USES[kind], model
+
+    def note_lookup(self, hits: int, misses: int) -> None:
         """What the cache had of a request."""
-        self.kind, self.model = kind, model
         self.num_hits += hits
         self.num_misses += misses
 

@@ -60,6 +60,21 @@ class Measures:
             "event_loop_lag_seconds", "By how much the worst gateway worker is late", mode="livemax"
         )
         self.cpu = gauge("cpu_usage_percent", "Of the machine, all cores together")
+        for counter_of, values in (
+            (self.redis_errors, ("cache", "jobs", "outputs", "limits")),
+            (self.refused, ("missing", "unknown", "forbidden")),
+            (self.limited, ("requests", "tokens")),
+        ):
+            for value in values:
+                counter_of.labels(value)
+
+    def expect(self, model: str, kind: str) -> None:
+        """A model is served: its counters begin at 0, so that the first event is an increase."""
+        requests, _, items = self.of_kind[kind]
+        for status in ("success", "failure"):
+            requests.labels(model, status)
+        for counter in (items, self.hits, self.misses, self.windows):
+            counter.labels(model)
 
     def note_inference(self, kind: str, ledger: Ledger, seconds: float, status: int) -> None:
         """A request that reached a model."""

@@ -93,6 +93,7 @@ class Pipeline:
             RunnerUnavailable, DeadlineExceeded: what was computed until then is in the cache.
         """
         started = time.perf_counter()
+        terms.ledger.begin("embedding", served.model.name)
         try:
             async with asyncio.timeout_at(terms.deadline):
                 await asyncio.sleep(0)  # a deadline that is over is noticed before anything is done
@@ -113,7 +114,7 @@ class Pipeline:
             misses = await request.look_up()
         num_hits = sum(request.report.cached)
         self.cache.count(served.model.name, num_hits, len(proteins) - num_hits)
-        terms.ledger.note_lookup("embed", served.model.name, num_hits, len(proteins) - num_hits)
+        terms.ledger.note_lookup(num_hits, len(proteins) - num_hits)
         if misses:
             await self._admit(terms, sum(request.num_tokens(place) for place in misses))
             try:

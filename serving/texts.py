@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from models.planning import plan
-from models.text.model import Kind
 from serving.cache import Cache, TextKeyParts, cache_key
 from serving.errors import DeadlineExceeded, InferenceFailed, InvalidRequest, InvalidTexts, Problem
 from serving.pipeline import Admit, let_in
@@ -26,7 +25,6 @@ CALLS_IN_FLIGHT = 2  # of one request
 # Of a text for each token that its model reads: what is behind them is no word of any language
 CHARACTERS_A_TOKEN = 100
 CHARACTERS_OF_TOKEN = 4  # of common English, by which tokens are guessed before a text is read
-_KINDS: Mapping[Kind, str] = {"embedding": "embed", "reranking": "rerank", "classification": "classify"}
 
 # A text, a pair (a query and a document for it), or token ids with the special ones
 Text = str | tuple[str, str] | tuple[int, ...]
@@ -83,6 +81,7 @@ class TextPipeline:
             Overloaded, RunnerUnavailable, ModelNotLoaded, InferenceFailed, DeadlineExceeded
         """
         started = time.perf_counter()
+        terms.ledger.begin(served.model.kind, served.model.name)
         try:
             async with asyncio.timeout_at(terms.deadline):
                 await asyncio.sleep(0)  # a deadline that is over is noticed before anything is done
@@ -110,7 +109,7 @@ class TextPipeline:
             misses = await request.look_up()
         num_hits = sum(text in request.rows for text in request.texts)
         self.cache.count(served.model.name, num_hits, len(texts) - num_hits)
-        terms.ledger.note_lookup(_KINDS[served.model.kind], served.model.name, num_hits, len(texts) - num_hits)
+        terms.ledger.note_lookup(num_hits, len(texts) - num_hits)
         if misses:
             await self._admit(terms, sum(map(_guessed_tokens, misses)))
             try:

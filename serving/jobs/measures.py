@@ -7,6 +7,7 @@ from functools import cache
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 
 from serving.jobs.queue import Depth
+from serving.jobs.records import ENDED
 
 _DURATIONS_S = (1, 5, 15, 60, 300, 900, 3600, 4 * 3600, 12 * 3600, 24 * 3600)
 
@@ -38,6 +39,13 @@ class Measures:
             "job_retries", "Jobs that were taken up again after a worker left", ["model"], registry=registry
         )
         self.windows = Counter("job_windows", "Windows of jobs that are done", ["model"], registry=registry)
+
+    def expect(self, model: str) -> None:
+        """A model is served: its counters begin at 0, so that the first event is an increase."""
+        for state in ENDED:
+            self.durations.labels(model, state)
+        self.retries.labels(model)
+        self.windows.labels(model)
 
     def note(self, model: str, depth: Depth) -> None:
         self.queued.labels(model).set(depth.num_queued)

@@ -41,7 +41,8 @@ def build() -> FastAPI:
     async def compute(request: Request, model: str) -> str:
         ledger = ledger_of(request.scope)
         ledger.caller = Caller("alice")
-        ledger.note_lookup("embed", model, hits=1, misses=2)
+        ledger.begin("embedding", model)
+        ledger.note_lookup(hits=1, misses=2)
         ledger.num_tokens, ledger.num_computed, ledger.queue_s, ledger.inference_s = 30, 2, 0.004, 0.02
         ledger.add_header("ratelimit", "one")
         ledger.add_header("ratelimit", "two")
@@ -49,7 +50,8 @@ def build() -> FastAPI:
 
     @app.get("/away")
     async def away(request: Request) -> str:
-        ledger_of(request.scope).note_lookup("rerank", "ranker", hits=0, misses=1)
+        ledger_of(request.scope).begin("reranking", "ranker")
+        ledger_of(request.scope).note_lookup(hits=0, misses=1)
         raise RunnerUnavailable("away")
 
     @app.get("/kept")

@@ -27,13 +27,15 @@ def reply(num_tokens: list[int], queue_s: float, inference_s: float) -> Reply:
 )
 def test_what_the_cache_had_of_a_request_is_one_word(hits: int, misses: int, expected: str) -> None:
     ledger = Ledger()
-    ledger.note_lookup("embed", "m", hits, misses)
+    ledger.begin("embedding", "m")
+    ledger.note_lookup(hits, misses)
     assert ledger.cache == expected
 
 
 def test_what_several_calls_cost_is_added_up_and_told_as_means_of_sequences() -> None:
     ledger = Ledger()
-    ledger.note_lookup("embed", "m", hits=1, misses=3)
+    ledger.begin("embedding", "m")
+    ledger.note_lookup(hits=1, misses=3)
     ledger.note_reply(reply([10, 20], queue_s=0.003, inference_s=0.03))
     ledger.note_reply(reply([5], queue_s=0.0, inference_s=0.03))
     assert ledger.cost_headers(total_s=0.1234) == {
@@ -47,7 +49,8 @@ def test_what_several_calls_cost_is_added_up_and_told_as_means_of_sequences() ->
 
 def test_what_the_cache_had_was_free() -> None:
     ledger = Ledger()
-    ledger.note_lookup("embed", "m", hits=3, misses=0)
+    ledger.begin("embedding", "m")
+    ledger.note_lookup(hits=3, misses=0)
     headers = ledger.cost_headers(total_s=0.001)
     assert (headers["x-compute-tokens"], headers["x-inference-time"], headers["x-cache"]) == ("0", "0.00", "hit")
 
