@@ -46,7 +46,7 @@ from serving.runner_client import RunnerClient
 from serving.runners import RowT, Served
 from serving.schemas import ComputeOptions
 from serving.sequences import OnTooLong, Record, default_id
-from serving.settings import SettingsError, load_settings_or_exit, pin_models
+from serving.settings import SettingsError, load_settings_or_exit, pin_metrics_dir, pin_models
 from serving.telemetry import configure_logging, configure_tracing
 from serving.texts import TextOptions
 from serving.threads import run_to_its_end
@@ -59,6 +59,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # docs/decisions/0020-threads-
 logger = logging.getLogger(__name__)
 settings = load_settings_or_exit()
 configure_logging(settings.log_level, settings.log_format)
+METRICS_DIR = pin_metrics_dir(settings)
 app = create_app(settings.role)
 
 
@@ -175,6 +176,7 @@ class _Gateway:
             settings,
             {name: serve(find(name), stored) for name, stored in STORED.items()},
             {name: serve(ROWS[name], stored) for name, stored in STORED_TEXTS.items()},
+            METRICS_DIR,
         )
 
     @bentoml.on_deployment

@@ -7,6 +7,7 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -51,7 +52,9 @@ TIMEOUT_HEADER = "X-Request-Timeout"  # seconds
 
 @dataclass(frozen=True)
 class Gateway:
-    """The parts that routes work with. `served` maps catalogue names to the protein models that run here,
+    """The parts that routes work with.
+
+    metrics_dir: in which all processes of the deployment count. `served` maps catalogue names to the protein models that run here,
     `served_texts` the deployment's own names to its text models."""
 
     settings: Settings
@@ -65,6 +68,7 @@ class Gateway:
     jobs: JobService
     doorkeeper: Doorkeeper
     health: Health
+    metrics_dir: Path | None = None
     is_closing: asyncio.Event = field(default_factory=asyncio.Event)
     under_way: UnderWay = field(default_factory=UnderWay)
 
@@ -74,6 +78,7 @@ class Gateway:
         settings: Settings,
         served: Mapping[str, ServedModel],
         served_texts: Mapping[str, ServedText] = MappingProxyType({}),
+        metrics_dir: Path | None = None,
     ) -> Gateway:
         doorkeeper = Doorkeeper.build(settings)
 
@@ -105,6 +110,7 @@ class Gateway:
             *(settings, served, served_texts, client, cache, outputs),
             *(Pipeline(cache, admit), TextPipeline(cache, admit), jobs, doorkeeper),
             Health(everything, settings.liveness_silence_s, measures.measures_of_process()),
+            metrics_dir,
         )
 
     def prepare(

@@ -87,7 +87,7 @@ class Measures:
 def exposition(folder: Path | None) -> bytes:
     """What Prometheus reads: of all processes that share the folder, gauges of those alone that live.
 
-    folder: PROMETHEUS_MULTIPROC_DIR; None: this process alone.
+    folder: in which they count; None: this process alone.
     """
     if folder is None:
         return generate_latest(REGISTRY)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import re
+import shutil
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -117,8 +119,9 @@ class Settings(BaseSettings):
     )
     runner_timeout_s: float = Field(600, gt=0, le=86_400, description="seconds for one call of a runner")
     request_timeout_s: float = Field(3600, gt=0, le=86_400, description="seconds for one request, all its calls")
-    prometheus_multiproc_dir: Path | None = Field(
-        None, description="folder in which the processes of a deployment count; BentoML sets it"
+    metrics_dir: Path | None = Field(
+        None,
+        description="folder in which this deployment's processes count; unset: one in the temporary folder",
     )
     shutdown_timeout_secs: float = Field(
         30, ge=0, le=3600, description="seconds for requests under way when the service is told to end"
@@ -404,3 +407,24 @@ def pin_models(versions: Mapping[str, str], texts: Mapping[str, str]) -> dict[st
         pinned["TEXT_MODELS"] = ",".join(f"{name}={tag}" for name, tag in texts.items())
     os.environ.update(pinned)
     return pinned
+
+
+def pin_metrics_dir(settings: Settings) -> Path:
+    """The folder in which this process counts, and those that it starts; it is made by the first of them.
+
+    BentoML's own folder is emptied whenever another service of the same user starts.
+    """
+    folder = settings.metrics_dir
+    if folder is None:
+        folder = Path(tempfile.mkdtemp(prefix="pes-metrics-"))
+        atexit.register(_delete_as, os.getpid(), folder)
+        os.environ["METRICS_DIR"] = str(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folder)
+    return folder
+
+
+def _delete_as(pid: int, folder: Path) -> None:
+    """At the end of the process that made it, not of a fork."""
+    if os.getpid() == pid:
+        shutil.rmtree(folder, ignore_errors=True)

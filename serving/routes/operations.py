@@ -100,7 +100,7 @@ async def health(response: Response, gateway: Annotated[Gateway, Depends(gateway
 @router.get("/metrics", response_class=PlainTextResponse)
 async def metrics(gateway: Annotated[Gateway, Depends(gateway_of)]) -> Response:
     """What Prometheus reads, of all processes of this deployment."""
-    folder = gateway.settings.prometheus_multiproc_dir
+    folder = gateway.metrics_dir
     return Response(await run_to_its_end(lambda: exposition(folder)), media_type=CONTENT_TYPE_LATEST)
 
 

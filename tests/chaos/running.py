@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import random
+import re
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -110,6 +111,14 @@ class Running:
         """The runner's counters; nothing while it does not answer."""
         found: dict[str, int] = self.info()["batcher"]
         return found
+
+    def num_misses(self, model: str = MODEL) -> int:
+        """Sequences that the cache did not have since the start: those that were computed, but for canaries."""
+        (line,) = re.findall(rf'^embedding_cache_misses_total{{model="{model}"}} (.+)$', self.metrics(), re.M)
+        return int(float(line))
+
+    def metrics(self) -> str:
+        return self.http.get("/metrics").text
 
     def workers(self, service: str) -> list[psutil.Process]:
         """The processes of one of the services: RUNNER or GATEWAY."""

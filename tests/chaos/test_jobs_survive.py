@@ -152,7 +152,7 @@ def test_a_job_outlives_three_deaths_of_the_whole_service(stored_mini: None, dat
     with one_life(data_dir) as (service, client):
         assert job.noted(client) >= noted
         wait_until(lambda: job.is_in(service.http, "done"), "it is done")
-        last = service.batcher()["num_items"]
+        last = service.num_misses(MODEL)
         job.assert_done(service.http)
     assert last <= COUNT - noted, "what was noted is not computed again"
     assert computed + last <= COUNT + 3 * UNDER_WAY
@@ -162,7 +162,7 @@ def live_until(service: Running, client: redis.Redis, job: Submitted, num_done: 
     """Kills everything when so many sequences are done. How many were computed in this life, and noted by then."""
     wait_until(lambda: job.num_done(service.http) >= num_done, "it has come so far")
     assert job.is_in(service.http, "running")
-    computed, noted = service.batcher()["num_items"], job.noted(client)
+    computed, noted = service.num_misses(MODEL), job.noted(client)
     kill_everything(service)
     return computed, noted
 
