@@ -5,6 +5,8 @@
     python -m scripts.embed --job ID -o proteins.h5     waits for a job that is there, and fetches its result
     python -m scripts.embed --job ID --cancel
 
+A service with keys gets the one in the environment variable API_KEY: command lines can be read by others.
+
 Ctrl-C leaves the job running and prints the command to come back with. A download that was cut off goes on where
 it was. Sequences that cannot be embedded are named, and do not stop the others.
 
@@ -60,7 +62,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _cancel(options: argparse.Namespace) -> int:
-    with RemoteJobs(options.url, _warn) as jobs:
+    with RemoteJobs(options.url, _warn, options.key) as jobs:
         job = jobs.cancel(options.job)
     print(f"job {job.job_id}: {job.status}")
     return 0 if job.status == "cancelled" else 1
@@ -68,7 +70,7 @@ def _cancel(options: argparse.Namespace) -> int:
 
 def _run_job(options: argparse.Namespace) -> int:
     """Submits a job unless there is one, waits for it, fetches its result."""
-    with Progress() as progress, RemoteJobs(options.url, progress.note) as jobs:
+    with Progress() as progress, RemoteJobs(options.url, progress.note, options.key) as jobs:
         num_named, job_id = 0, options.job
         try:
             if job_id is None:

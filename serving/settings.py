@@ -324,13 +324,13 @@ class Settings(BaseSettings):
         return self.output_url or str(self.data_dir / "jobs")
 
     def make_folders(self) -> None:
-        """Makes the data folder and tries to write there.
+        """Makes the data folder, for this user alone, and tries to write there.
 
         Raises:
             SettingsError: it cannot be made or written.
         """
         try:
-            self.data_dir.mkdir(parents=True, exist_ok=True)
+            self.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
             with tempfile.TemporaryFile(dir=self.data_dir):
                 pass
         except OSError as error:

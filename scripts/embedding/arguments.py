@@ -22,7 +22,7 @@ OF_A_FILE = ("model", "per_residue", "dtype", "max_length", "on_too_long", "loca
 
 
 def parse(arguments: list[str] | None, description: str | None) -> argparse.Namespace:
-    """The command line, with `format` and `wanted` (the options of a job) worked out.
+    """The command line, with `format`, `wanted` (the options of a job) and `key` (of the environment) worked out.
 
     Raises:
         SystemExit: it makes no sense.
@@ -55,6 +55,9 @@ def parse(arguments: list[str] | None, description: str | None) -> argparse.Name
     if problem := _find_problem(options):
         parser.error(problem)
     options.url = (options.url or URL).rstrip("/")
+    options.key = os.environ.get("API_KEY", "").strip()
+    if not options.key.isascii() or not options.key.isprintable():
+        parser.error("API_KEY holds no key")
     if options.output is not None:
         options.format = options.format or FORMATS[options.output.suffix.lower()]
         asked = {name: getattr(options, name) for name in ("dtype", "max_length", "on_too_long", "format")}

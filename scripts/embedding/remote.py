@@ -54,11 +54,13 @@ class RemoteJobs:
     """Args:
     url: of the service.
     note: is told, in a line, that the service is away, and that it is back.
+    key: of its API; "" for none.
     """
 
-    def __init__(self, url: str, note: Callable[[str], None]) -> None:
+    def __init__(self, url: str, note: Callable[[str], None], key: str = "") -> None:
         self._url, self._note = url, note
-        self._http = httpx.Client(base_url=url, timeout=TIMEOUT)
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self._http = httpx.Client(base_url=url, timeout=TIMEOUT, headers=headers)
 
     def __enter__(self) -> RemoteJobs:
         return self

@@ -20,6 +20,7 @@ import psutil
 import pytest
 from bentoml.exceptions import BentoMLException
 
+from scripts import embed
 from scripts.local_service import LocalService
 
 ALICE, BOB, CAROL, ROOT = (f"{name}-key-0123456789" for name in ("alice", "bob", "carol", "root"))
@@ -293,6 +294,26 @@ def test_openais_client_works_with_a_key(guarded: Guarded) -> None:
         pytest.raises(openai.AuthenticationError, match="nobody has this key"),
     ):
         client.embeddings.create(model="esm2_mini", input=SEQUENCE)
+
+
+def test_the_command_line_takes_its_key_from_the_environment(
+    guarded: Guarded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fasta, output = tmp_path / "one.fasta", tmp_path / "one.npz"
+    fasta.write_text(f">one\n{SEQUENCE}\n")
+    arguments = [str(fasta), "-o", str(output), "--model", "esm2_mini", "--url", guarded.url]
+    for key, status, told in (
+        ("wrong", 1, "nobody has this key"),
+        ("two\nlines", 2, "holds no key"),
+        (ALICE, 0, ""),
+    ):
+        monkeypatch.setenv("API_KEY", key)
+        with pytest.raises(SystemExit) as end:
+            embed.main(arguments)
+        out, err = capsys.readouterr()
+        assert (end.value.code, told in err) == (status, True)
+        assert key not in out + err or key == "wrong"
+    assert output.exists()
 
 
 def test_requests_of_a_caller_are_limited_over_all_workers(limited: Guarded) -> None:

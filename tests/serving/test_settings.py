@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 import tomllib
 from pathlib import Path
 
@@ -216,6 +217,16 @@ def test_a_data_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(SettingsError, match=r"^DATA_DIR: "):
         Settings(data_dir=tmp_path / "file" / "data").make_folders()
+
+
+def test_a_data_folder_that_is_made_is_for_this_user_alone(tmp_path: Path) -> None:
+    """It holds what people have submitted. One that is there is left as its owner made it."""
+    folder = tmp_path / "a" / "data"
+    Settings(data_dir=folder).make_folders()
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    folder.chmod(0o750)
+    Settings(data_dir=folder).make_folders()
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o750
 
 
 def test_the_version_is_the_same_everywhere() -> None:
