@@ -54,8 +54,9 @@ TIMEOUT_HEADER = "X-Request-Timeout"  # seconds
 class Gateway:
     """The parts that routes work with.
 
-    metrics_dir: in which all processes of the deployment count. `served` maps catalogue names to the protein models that run here,
-    `served_texts` the deployment's own names to its text models."""
+    served: protein models that run here, by their catalogue names; served_texts: text models, by the deployment's
+    own names. metrics_dir: in which all processes of the deployment count.
+    """
 
     settings: Settings
     served: Mapping[str, ServedModel]
