@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import os
-import re
 import shutil
 import sys
 import tempfile
@@ -14,44 +13,27 @@ from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 import redis.asyncio
-import yaml
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from models.catalogue import CATALOGUE, MINI, UnknownModel, find
+from models.catalogue import CATALOGUE
 from models.text.model import Kind
+from serving.model_names import (
+    NO_MODELS,
+    check_protein_models,
+    check_text_models,
+    check_text_name,
+    default_models,
+    default_text_models,
+    text_entry,
+)
 
 Role = Literal["all", "api", "worker"]
 LogFormat = Literal["text", "json"]
 
 TITLE = "Protein Embedding Service"
-NO_MODELS = "none"  # as MODELS: no protein model
-# Keys beside the names of models in the reply of /models
-RESERVED_NAMES = ("embedding_models", "reranking_models", "classification_models")
 _USUAL_PORTS = {"http": 80, "https": 443}
-_ENTRY = re.compile(r"\w+(:[\w.-]+)?")
-_TEXT_NAME = re.compile(r"[A-Za-z0-9][\w./-]*")
 VERSION = "1.0.0"  # of the service; pyproject.toml says the same
-
-
-def _recorded(name: str) -> tuple[str, ...]:
-    """What this Bento was built with, in its versions; nothing outside a Bento."""
-    manifest = Path(__file__).parents[2] / "bento.yaml"  # a Bento holds the project in src/
-    if not manifest.exists():
-        return ()
-    variables = yaml.safe_load(manifest.read_text()).get("envs", [])
-    values = {variable["name"]: variable["value"] for variable in variables}
-    return tuple(entry for entry in values.get(name, "").split(",") if entry)
-
-
-def default_models() -> tuple[str, ...]:
-    """The models that this Bento was built with; outside a Bento, the embedded one."""
-    return _recorded("MODELS") or (MINI.name,)
-
-
-def default_text_models() -> tuple[str, ...]:
-    """The text models that this Bento was built with; outside a Bento, none."""
-    return _recorded("TEXT_MODELS")
 
 
 def _default_data_dir() -> Path:
@@ -215,35 +197,20 @@ class Settings(BaseSettings):
             return ()
         if not value:
             raise ValueError("names no model")
-        for entry in value:
-            if not _ENTRY.fullmatch(entry):
-                raise ValueError(f"{entry!r} is not of the form name or name:version")
-        names = [entry.partition(":")[0] for entry in value]
-        for name in names:
-            try:
-                find(name)
-            except UnknownModel as error:
-                known = f"; the catalogue has {', '.join(CATALOGUE)}" if error.near else ""
-                raise ValueError(f"{error}{known}") from None
-        if len(set(names)) < len(names):
-            raise ValueError("names a model twice")
+        check_protein_models(value)
         return value
 
     @field_validator("text_models")
     @classmethod
     def _named_sources(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        names = [text_entry(entry)[0] for entry in value]
-        for name in names:
-            _check_text_name(name)
-        if len({_key_of(name) for name in names}) < len(names):
-            raise ValueError("names two models alike")
+        check_text_models(value)
         return value
 
     @field_validator("default_embedding_model", "default_reranking_model")
     @classmethod
     def _named_default(cls, value: str | None) -> str | None:
         if value is not None and value not in CATALOGUE:
-            _check_text_name(value)
+            check_text_name(value)
         return value
 
     @model_validator(mode="after")
@@ -346,24 +313,6 @@ def _is_origin(text: str) -> bool:
         return False
     is_whole = text == f"{parts.scheme}://{parts.netloc}" == text.lower() and not set("@*") & set(text)
     return bool(host) and is_whole and port != _USUAL_PORTS.get(parts.scheme, port)
-
-
-def _key_of(name: str) -> str:
-    """What names must differ in: stores know no case, names of runners letters and digits alone."""
-    return re.sub(r"[^a-z0-9]", "_", name.lower())
-
-
-def _check_text_name(name: str) -> None:
-    if not _TEXT_NAME.fullmatch(name):
-        raise ValueError(f"{name!r} is no name; write name=source, the name of letters, digits and /._-")
-    if _key_of(name) in {_key_of(taken) for taken in (*CATALOGUE, *RESERVED_NAMES)}:
-        raise ValueError(f"{name!r} means something else already; choose another name")
-
-
-def text_entry(entry: str) -> tuple[str, str]:
-    """Name and source of an entry of TEXT_MODELS; a source alone is its own name."""
-    name, equals, source = entry.partition("=")
-    return name, source if equals else name
 
 
 class SettingsError(Exception):
