@@ -17,7 +17,7 @@ import psutil
 
 ROOT = Path(__file__).parents[1]
 START_TIMEOUT_S = 180.0
-STOP_TIMEOUT_S = 30.0
+STOP_TIMEOUT_S = 60.0  # longer than the service lets requests finish
 
 
 class LocalService:
