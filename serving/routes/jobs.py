@@ -53,6 +53,7 @@ Owner = Annotated[str, Depends(owner_of)]
 Kind = Literal["fasta", "json"]
 
 MAX_LISTED_ERRORS = 100
+MAX_START = 1_000_000_000  # behind all jobs there can be; Redis counts in 64 bits
 EVENT_EVERY_S = 0.5
 EVENTS_FOR_S = 300.0  # then the stream ends, and an EventSource connects again
 _SPOOL_BYTES = 1_000_000  # of a body that are written at a time
@@ -142,7 +143,7 @@ async def submit(
 async def list_jobs(
     gateway: Annotated[Gateway, Depends(gateway_of)],
     owner: Owner,
-    start: Annotated[int, Query(ge=0)] = 0,
+    start: Annotated[int, Query(ge=0, le=MAX_START)] = 0,
     count: Annotated[int, Query(ge=1, le=1000)] = 50,
 ) -> JobList:
     """One's own jobs, the latest first."""
