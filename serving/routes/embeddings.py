@@ -173,7 +173,7 @@ def _parse(
 
 def _parse_json(body: bytes) -> ComputeRequest:
     try:
-        return ComputeRequest.model_validate_json(body)
+        return ComputeRequest.model_validate_json(body, strict=True)
     except ValidationError as error:
         problems = error.errors(include_url=False, include_context=False)
     if problems[0]["type"] == "json_invalid":

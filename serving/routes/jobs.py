@@ -132,7 +132,7 @@ async def submit(
     with file:
         upload = Upload(file, kind, int(gateway.settings.max_job_mb * 1e6))
         inside = await run_to_its_end(upload.options)
-        served, options = _choose(gateway, query, fields | inside)
+        served, options = _choose(gateway, query, fields, inside)
         limits = gateway.limits(options, gateway.settings.max_sequences_per_job)
         options = options.model_copy(update={"max_length": limits.max_length})  # as it is here and now
         job_id, contents = await gateway.jobs.submit(upload, served, options, limits, owner, key)
@@ -266,10 +266,16 @@ async def _receive(request: Request, gateway: Gateway) -> tuple[BinaryIO, Kind, 
     return file, kind, {}
 
 
-def _choose(gateway: Gateway, query: JobQuery, inside: dict[str, Any]) -> tuple[ServedModel, JobOptions]:
-    """The model and the options: those that the body names, else those of the query."""
+def _choose(
+    gateway: Gateway, query: JobQuery, fields: dict[str, Any], inside: dict[str, Any]
+) -> tuple[ServedModel, JobOptions]:
+    """The model and the options: those that the body names, else those of the query.
+
+    Fields of a form are text, as those of the query; what is inside JSON has its type.
+    """
     try:
-        wanted = JobQuery.model_validate(query.model_dump(exclude_unset=True) | inside)
+        asked = JobQuery.model_validate(query.model_dump(exclude_unset=True) | fields)
+        wanted = JobQuery.model_validate(asked.model_dump(exclude_unset=True) | inside, strict=True)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"])
