@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from models.catalogue import UnknownModel
 from serving.auth import DOCUMENTED
+from serving.document import complete
 from serving.errors import ServiceError, status_of
 from serving.replies import reply_to, reply_with
 from serving.routes import cache, embed, embeddings, jobs, models, openai, operations, overview, predict
@@ -42,6 +43,7 @@ def create_app(role: Role = "all") -> FastAPI:
     )
     for family in (*(_ASKED if role != "worker" else ()), *_OPERATED):
         app.include_router(family.router, dependencies=DOCUMENTED, responses=REFUSED)
+    complete(app)
     app.add_exception_handler(ServiceError, _explain)
     app.add_exception_handler(UnknownModel, _explain)
     app.add_exception_handler(RequestValidationError, _explain_validation)
