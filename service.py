@@ -35,7 +35,7 @@ from models.text.settings import TextSettings
 from serving import errors
 from serving.access import Access
 from serving.admission import Admission
-from serving.app import ExplainPlainErrors, create_app
+from serving.app import ExplainPlainErrors, RefuseForms, create_app
 from serving.auth import Authentication, Doorkeeper
 from serving.gateway import Gateway
 from serving.jobs.store import JobStore
@@ -313,7 +313,8 @@ ProteinEmbeddingService = bentoml.service(
     runner_probe={"enabled": False},
     **OWN_TELEMETRY,
 )(bentoml.asgi_app(app, path="/")(_Gateway))
-ProteinEmbeddingService.add_asgi_middleware(Access, named=frozenset({"/encode", "/encode_per_residue"}))
+NATIVE = frozenset({"/encode", "/encode_per_residue"})
+ProteinEmbeddingService.add_asgi_middleware(Access, named=NATIVE)
 if settings.cors_origins:
     ProteinEmbeddingService.add_asgi_middleware(
         CORSMiddleware,
@@ -331,4 +332,5 @@ ProteinEmbeddingService.add_asgi_middleware(
     max_bytes_of={"/embeddings/jobs/submit": int(settings.max_job_mb * 1e6)},
     under_way=lambda: app.state.gateway.under_way,
 )
+ProteinEmbeddingService.add_asgi_middleware(RefuseForms, paths=NATIVE)
 ProteinEmbeddingService.add_asgi_middleware(EndForWhoLeft)

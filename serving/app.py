@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
 from fastapi_offline import FastAPIOffline
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
@@ -17,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from models.catalogue import UnknownModel
 from serving.access import template_of
 from serving.auth import DOCUMENTED
+from serving.document import complete
 from serving.errors import ServiceError, status_of
 from serving.replies import reply_to, reply_with
 from serving.routes import cache, embed, embeddings, jobs, models, openai, operations, overview, predict
@@ -24,6 +26,9 @@ from serving.routes.responses import REFUSED
 from serving.settings import TITLE, VERSION, Role
 
 logger = logging.getLogger(__name__)
+
+_ASKED = (embeddings, jobs, cache, models, predict, embed, openai)
+_OPERATED = (operations, overview)
 
 
 def create_app(role: Role = "all") -> FastAPI:
@@ -39,9 +44,9 @@ def create_app(role: Role = "all") -> FastAPI:
         # serving/access.py and serving/telemetry.py tell of requests, in all processes alike
         telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
-    asked = (embeddings, jobs, cache, models, predict, embed, openai) if role != "worker" else ()
-    for family in (*asked, operations, overview):
+    for family in (*(_ASKED if role != "worker" else ()), *_OPERATED):
         app.include_router(family.router, dependencies=DOCUMENTED, responses=REFUSED)
+    complete(app)
     app.add_exception_handler(ServiceError, _explain)
     app.add_exception_handler(UnknownModel, _explain)
     app.add_exception_handler(RequestValidationError, _explain_validation)
@@ -54,6 +59,19 @@ def create_app(role: Role = "all") -> FastAPI:
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     async with app.state.gateway.running():
         yield
+
+
+def _methods_by_path() -> dict[str, set[str]]:
+    """Of routes that share a path, each knows its own methods alone."""
+    found: dict[str, set[str]] = {}
+    for family in (*_ASKED, *_OPERATED):
+        for route in family.router.routes:
+            assert isinstance(route, APIRoute)
+            found.setdefault(route.path, set()).update(route.methods or ())
+    return found
+
+
+_METHODS = _methods_by_path()
 
 
 class ExplainPlainErrors:
@@ -82,6 +100,26 @@ class ExplainPlainErrors:
         await self._app(scope, receive, explain if scope["type"] == "http" else send)
 
 
+class RefuseForms:
+    """ASGI middleware: methods of BentoML's own take JSON; a form that cannot be read is a 500 to them.
+
+    Args:
+        paths: of the methods.
+    """
+
+    def __init__(self, app: ASGIApp, paths: frozenset[str]) -> None:
+        self._app, self._paths = app, paths
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] in self._paths:
+            media_type = Headers(scope=scope).get("content-type", "").partition(";")[0].strip().lower()
+            if media_type == "multipart/form-data":
+                refusal = JSONResponse([{"error": f"{media_type} is not taken; send application/json"}], 415)
+                await refusal(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+
 async def _explain(request: Request, error: Exception) -> JSONResponse:
     status = status_of(error)
     if status >= 500:
@@ -100,8 +138,12 @@ async def _explain_validation(request: Request, error: Exception) -> JSONRespons
 async def _explain_http(request: Request, error: Exception) -> JSONResponse:
     """Starlette's own: a method that a route does not have, and the like."""
     assert isinstance(error, HTTPException)
+    headers = dict(error.headers or {})
+    methods = _METHODS.get(getattr(request.scope.get("route"), "path", ""))
+    if error.status_code == 405 and methods is not None:
+        headers["Allow"] = ", ".join(sorted(methods))
     body = {"error": error.detail, "detail": f"{request.method} {request.url.path}"}
-    return reply_with(body, error.status_code, error.headers or {}, request.url.path)
+    return reply_with(body, error.status_code, headers, request.url.path)
 
 
 async def _explain_unexpected(request: Request, error: Exception) -> JSONResponse:

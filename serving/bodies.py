@@ -11,10 +11,18 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
 
 from serving.errors import DeadlineExceeded, InvalidRequest, MalformedBody
+from serving.gateway import TIMEOUT_HEADER
 from serving.runners import Terms
 from serving.threads import run_to_its_end
 
 BodyT = TypeVar("BodyT", bound=BaseModel)
+
+TIMEOUT = {
+    "name": TIMEOUT_HEADER,
+    "in": "header",
+    "description": "seconds after which nobody waits for the reply; the service's own limit is the most",
+    "schema": {"type": "number", "exclusiveMinimum": 0},
+}
 
 
 async def read_body(request: Request, terms: Terms) -> bytes:
@@ -65,10 +73,11 @@ def _validate(kind: type[BodyT], found: Mapping[str, object]) -> BodyT:
 
 
 def body_schema(*kinds: type[BaseModel]) -> dict[str, Any]:
-    """For a route's documentation: what its body may be."""
+    """For the documentation of a model's route: what its body may be, and the header that all of them know."""
     schemas = [_inlined(kind.model_json_schema()) for kind in kinds]
     schema = schemas[0] if len(schemas) == 1 else {"anyOf": schemas}
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+    body = {"required": True, "content": {"application/json": {"schema": schema}}}
+    return {"requestBody": body, "parameters": [TIMEOUT]}
 
 
 def _inlined(schema: dict[str, Any]) -> dict[str, Any]:

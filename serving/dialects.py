@@ -10,12 +10,20 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, RootModel
 
 from serving import examples
+from serving.schemas import ErrorItem, ProteinLetters
 
 MAX_INPUT_TEXT = 1024  # characters of `input_text`; source: the interface whose field it is
 
+# What the document says of strings and lists is asked of them in serving/vectors.py, which names what is wrong
+Words = Annotated[str, Field(json_schema_extra={"pattern": r"\S"})]
+TokenId = Annotated[int, Field(json_schema_extra={"minimum": 0})]
 # A list ends at its first bad item: a report of each would be far larger than the body
-TokenIds = Annotated[list[int], Field(fail_fast=True)]
-Strings = Annotated[list[str], Field(fail_fast=True)]
+TokenIds = Annotated[list[TokenId], Field(fail_fast=True, json_schema_extra={"minItems": 1})]
+TokenLists = Annotated[list[TokenIds], Field(fail_fast=True, json_schema_extra={"minItems": 1})]
+Strings = Annotated[list[Words], Field(fail_fast=True, json_schema_extra={"minItems": 1})]
+TextOrPair = Annotated[list[Words], Field(fail_fast=True, json_schema_extra={"minItems": 1, "maxItems": 2})]
+TextsOrPairs = Annotated[list[TextOrPair], Field(fail_fast=True, json_schema_extra={"minItems": 1})]
+Proteins = Annotated[list[ProteinLetters], Field(fail_fast=True)]
 Name = Annotated[str, Field(max_length=256)]
 
 
@@ -32,7 +40,7 @@ class _Reply(BaseModel):
 class ProteinPrediction(_Body):
     """POST /predict of one protein."""
 
-    sequence: str = Field(description="a protein in one-letter code", examples=[examples.UBIQUITIN])
+    sequence: ProteinLetters = Field(description="a protein in one-letter code", examples=[examples.UBIQUITIN])
     include_embeddings: bool = Field(True, description="the mean over residues, in the reply")
     include_attention: bool = Field(False, description="the shape of the last layer's attention, in the reply")
     model: Name | None = Field(None, description="a served protein model; default: the first")
@@ -41,7 +49,7 @@ class ProteinPrediction(_Body):
 class ProteinBatch(_Body):
     """POST /predict/batch."""
 
-    sequences: Strings = Field(min_length=1, max_length=64)
+    sequences: Proteins = Field(min_length=1, max_length=64)
     include_embeddings: bool = True
     include_attention: bool = False
     model: Name | None = None
@@ -84,7 +92,7 @@ class ProteinBatchPredicted(_Reply):
 class TextClassification(_Body):
     """POST /predict of texts. max_length: tokens, behind which a text is too long."""
 
-    texts: str | Strings
+    texts: Words | Strings
     model_name: Name | None = Field(None, description="a served classifier; default: the first")
     max_length: int | None = Field(None, ge=1, description="tokens from which on a text is too long")
     truncate: bool = Field(False, description="cut off what is too long, instead of refusing it")
@@ -116,7 +124,7 @@ class InferenceParameters(_Body):
 class TeiPredict(_Body):
     """POST /predict as text-embeddings-inference has it: a text, a pair, or a list of lists of them."""
 
-    inputs: str | Strings | Annotated[list[Strings], Field(fail_fast=True)]
+    inputs: Words | TextOrPair | TextsOrPairs
     raw_scores: bool = False
     truncate: bool = False
     truncation_direction: Literal["right", "Right"] | None = None
@@ -132,7 +140,7 @@ class Label(_Reply):
 class InputText(_Body):
     """POST /embed of one text."""
 
-    input_text: str = Field(max_length=MAX_INPUT_TEXT)
+    input_text: Words = Field(max_length=MAX_INPUT_TEXT)
     model: Name | None = None
     truncate: bool = Field(False, description="cut off what is too long for the model, instead of refusing it")
 
@@ -145,7 +153,7 @@ class InputTextEmbedded(_Reply):
 class EmbedInput(_Body):
     """POST /embed of texts, or of proteins where the model is one of theirs."""
 
-    input: str | Strings
+    input: Words | Strings
     model: Name | None = Field(None, description="default: DEFAULT_EMBEDDING_MODEL, else the first that is served")
     truncate: bool = False
     prompt_name: Name | None = Field(None, description="of the model's own prompts")
@@ -164,7 +172,7 @@ class InputEmbedded(_Reply):
 class TeiEmbed(_Body):
     """POST /embed as text-embeddings-inference has it; the reply is a list of vectors."""
 
-    inputs: str | Strings | TokenIds | Annotated[list[TokenIds], Field(fail_fast=True)]
+    inputs: Words | Strings | TokenIds | TokenLists
     normalize: bool | None = Field(None, description="to length 1; default: as the model does it by itself")
     truncate: bool = False
     truncation_direction: Literal["right", "Right"] | None = None
@@ -180,7 +188,7 @@ class TeiEmbedded(RootModel[list[list[float]]]):
 class Rerank(_Body):
     """POST /rerank."""
 
-    query: str
+    query: Words
     documents: Strings = Field(min_length=1)
     model: Name | None = Field(None, description="default: DEFAULT_RERANKING_MODEL, else the first that is served")
     top_n: int | None = Field(None, ge=1)
@@ -201,7 +209,7 @@ class Reranked(_Reply):
 class TeiRerank(_Body):
     """POST /rerank as text-embeddings-inference has it; the reply is a list."""
 
-    query: str
+    query: Words
     texts: Strings = Field(min_length=1)
     raw_scores: bool = False
     return_text: bool = False
@@ -213,7 +221,7 @@ class TeiRerank(_Body):
 class OpenAIEmbeddings(_Body):
     """POST /v1/embeddings."""
 
-    input: str | Strings | TokenIds | Annotated[list[TokenIds], Field(fail_fast=True)]
+    input: Words | Strings | TokenIds | TokenLists
     model: Name
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = Field(None, ge=1)
@@ -236,6 +244,24 @@ class OpenAIEmbedded(_Reply):
     data: list[OpenAIEmbedding]
     model: str
     usage: OpenAIUsage
+
+
+class OpenAIErrorDetail(_Reply):
+    """`items` as in the errors of the other routes."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+    items: list[ErrorItem] | None = None
+
+
+class OpenAIErrorBody(_Reply):
+    """Body of every error below /v1."""
+
+    model_config = ConfigDict(json_schema_extra={"example": examples.OPENAI_ERROR})
+
+    error: OpenAIErrorDetail
 
 
 class OpenAIModel(_Reply):

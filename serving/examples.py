@@ -217,6 +217,12 @@ ERROR: dict[str, Any] = {
     "items": [{"index": 1, "id": "P12345", "position": 4, "character": "J", "reason": "'J' at position 4 is ..."}],
 }
 
+UNKNOWN_MODEL: dict[str, Any] = {
+    "error": "Unknown model",
+    "detail": "unknown model 'esm2_t33'; did you mean esm2_t33_650M?",
+    "known_models": ["esm2_t33_650M", "prot_t5"],
+}
+
 _JOB_ID = "1763683200_5f0c2a9b6d1e4387a0b9c8d7e6f50413"
 JOB_SUBMITTED: dict[str, Any] = {
     "job_id": _JOB_ID,
@@ -311,6 +317,14 @@ _OPENAI_MODEL: dict[str, Any] = {
     "object": "model",
     "created": 1763683200,
     "owned_by": "protein-embedding-service",
+}
+OPENAI_ERROR: dict[str, Any] = {
+    "error": {
+        "message": "unknown model 'esm2_t33'; did you mean esm2_t33_650M?",
+        "type": "not_found_error",
+        "param": None,
+        "code": "model_not_found",
+    }
 }
 OPENAI_MODEL, OPENAI_MODELS = _OPENAI_MODEL, {"object": "list", "data": [_OPENAI_MODEL]}
 ALL_MODELS: dict[str, Any] = {

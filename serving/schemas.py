@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from serving import examples
-from serving.sequences import OnTooLong
+from serving.sequences import MAX_ID_LENGTH, PROTEIN_PATTERN, OnTooLong
+
+MAX_LENGTH = 1_000_000  # of MAX_SEQUENCE_LENGTH at most
+
+# What the document says of strings is not asked of them here: serving/sequences.py names each that is wrong
+ProteinLetters = Annotated[str, Field(json_schema_extra={"pattern": PROTEIN_PATTERN})]
+SequenceId = Annotated[str, Field(json_schema_extra={"maxLength": MAX_ID_LENGTH})]
 
 
 class ComputeOptions(BaseModel):
@@ -19,7 +25,10 @@ class ComputeOptions(BaseModel):
     pooled: bool = Field(True, description="one vector a sequence (mean over residues); false: one a residue")
     dtype: Literal["float16", "float32"] = Field("float16", description="of the embeddings")
     max_length: int | None = Field(
-        None, ge=1, description="residues from which on a sequence is too long; default and most: the service's"
+        None,
+        ge=1,
+        le=MAX_LENGTH,
+        description="residues from which on a sequence is too long; default and most: the service's",
     )
     on_too_long: OnTooLong = Field(
         "error",
@@ -32,8 +41,8 @@ class ComputeRequest(ComputeOptions):
 
     model_config = ConfigDict(json_schema_extra={"example": examples.COMPUTE_REQUEST})
 
-    sequences: list[str] = Field(min_length=1, description="proteins in one-letter code")
-    ids: list[str] | None = Field(
+    sequences: list[ProteinLetters] = Field(min_length=1, description="proteins in one-letter code")
+    ids: list[SequenceId] | None = Field(
         None, description="a name for each sequence; default sequence_0, sequence_1, ..."
     )
 
@@ -327,6 +336,16 @@ class ServiceInfo(BaseModel):
     features: dict[str, bool]
 
 
+class ErrorItem(BaseModel):
+    """What is wrong with one sequence or text."""
+
+    index: int = Field(description="in the request, from 0")
+    reason: str
+    id: str | None = None
+    position: int | None = Field(None, description="in the sequence, from 1, white space not counted")
+    character: str | None = None
+
+
 class ErrorBody(BaseModel):
     """Body of every error. `items` names each sequence that is wrong, with its position and character."""
 
@@ -334,4 +353,14 @@ class ErrorBody(BaseModel):
 
     error: str
     detail: str
-    items: list[dict[str, Any]] | None = None
+    items: list[ErrorItem] | None = None
+
+
+class UnknownModelBody(BaseModel):
+    """Body of an error where a model was asked for that is not served."""
+
+    model_config = ConfigDict(json_schema_extra={"example": examples.UNKNOWN_MODEL})
+
+    error: str
+    detail: str
+    known_models: list[str] | None = Field(None, description="those that are served")

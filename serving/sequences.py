@@ -17,6 +17,11 @@ MAX_WINDOWED_LENGTH = (
     100_000  # residues of a sequence that is cut into windows; titin, the longest in man, has 34,350
 )
 MAX_ID_LENGTH = 256  # an array of ids is as wide as its longest
+# For the OpenAPI document: what `clean` takes, and FASTA of it. Every letter but J is in an alphabet
+_LETTER = "A-IK-Za-ik-z"
+PROTEIN_PATTERN = rf"^\s*([{_LETTER}]\s*)+(\*\s*)?$"
+_ENTRY = rf">[^\r\n]*\r?\n\s*[{_LETTER}][{_LETTER}\s]*(\*[ \t]*)?"
+FASTA_PATTERN = rf"^\s*{_ENTRY}(\r?\n\s*{_ENTRY})*\s*$"
 _WHITE_SPACE = re.compile(r"\s+")
 _HINTS = {
     "J": "leucine or isoleucine, in no model's vocabulary; write L, I or X",

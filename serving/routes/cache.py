@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query
 
@@ -10,12 +10,12 @@ from serving.auth import Operator
 from serving.errors import StoreUnavailable
 from serving.gateway import Gateway, gateway_of
 from serving.redis import REDIS_ERRORS
-from serving.routes.responses import FORBIDDEN
+from serving.routes.responses import FORBIDDEN, NOT_LET_IN, Responses
 from serving.schemas import CacheCleared, CacheCounts, CacheStatistics, ErrorBody, RedisInfo
 
 router = APIRouter(prefix="/embeddings/cache", tags=["cache"])
 
-_AWAY: dict[int | str, dict[str, Any]] = {503: {"model": ErrorBody, "description": "Redis does not answer"}}
+_AWAY: Responses = {503: {"model": ErrorBody, "description": "Redis does not answer"}}
 
 
 @router.get("/stats", response_model=CacheStatistics, responses=_AWAY)
@@ -31,7 +31,9 @@ async def statistics(gateway: Annotated[Gateway, Depends(gateway_of)]) -> CacheS
     return CacheStatistics(stats=counts, redis_info=info)
 
 
-@router.post("/clear", response_model=CacheCleared, responses=_AWAY | FORBIDDEN, dependencies=[Operator])
+@router.post(
+    "/clear", response_model=CacheCleared, responses=NOT_LET_IN | _AWAY | FORBIDDEN, dependencies=[Operator]
+)
 async def clear(
     gateway: Annotated[Gateway, Depends(gateway_of)],
     pattern: Annotated[str, Query(description="glob over cache keys", examples=["prot_t5_*"])] = "*",

@@ -25,7 +25,7 @@ from serving.dialects import (
 )
 from serving.errors import InvalidRequest
 from serving.gateway import Gateway, gateway_of
-from serving.routes.responses import ERRORS, shown, written
+from serving.routes.responses import ERRORS, computed, written
 from serving.texts import Text, TextOptions
 from serving.vectors import Vectors, embed, score
 
@@ -35,7 +35,7 @@ router = APIRouter(tags=["embed"])
 @router.post(
     "/embed",
     response_model=InputTextEmbedded | InputEmbedded | TeiEmbedded,
-    responses=shown(examples.EMBEDDED) | ERRORS,
+    responses=computed(examples.EMBEDDED) | ERRORS,
     openapi_extra=body_schema(InputText, EmbedInput, TeiEmbed),
 )
 async def embed_inputs(request: Request, gateway: Annotated[Gateway, Depends(gateway_of)]) -> Response:
@@ -71,7 +71,7 @@ async def embed_inputs(request: Request, gateway: Annotated[Gateway, Depends(gat
     "/rerank",
     response_model=Reranked | list[Ranked],
     response_model_exclude_none=True,
-    responses=shown(examples.RERANKED) | ERRORS,
+    responses=computed(examples.RERANKED) | ERRORS,
     openapi_extra=body_schema(Rerank, TeiRerank),
 )
 async def rerank(request: Request, gateway: Annotated[Gateway, Depends(gateway_of)]) -> Reranked | list[Ranked]:

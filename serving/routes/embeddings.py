@@ -12,7 +12,7 @@ from starlette.background import BackgroundTask
 from starlette.responses import Response
 
 from serving.auth import owner_of
-from serving.bodies import read_body
+from serving.bodies import TIMEOUT, read_body
 from serving.errors import (
     InvalidRequest,
     InvalidSequences,
@@ -23,12 +23,12 @@ from serving.errors import (
     UnsupportedBody,
 )
 from serving.examples import UBIQUITIN
-from serving.gateway import TIMEOUT_HEADER, Gateway, gateway_of, length_range
+from serving.gateway import Gateway, gateway_of, length_range
 from serving.outputs import MEMORY_BYTES, NPZ_MEDIA_TYPE, describe, writing
 from serving.parts import Options, expected_bytes
 from serving.pipeline import Report
 from serving.routes.models import summarise
-from serving.routes.responses import ERRORS
+from serving.routes.responses import COSTS, ERRORS, RANGE, in_parts
 from serving.runners import UNTRAINED_WARNING, ServedModel
 from serving.schemas import (
     CacheStats,
@@ -40,37 +40,43 @@ from serving.schemas import (
     SequenceResult,
     Timing,
 )
-from serving.sequences import Protein, Record, default_id, parse_fasta
+from serving.sequences import FASTA_PATTERN, Protein, Record, default_id, parse_fasta
 from serving.telemetry import span
 from serving.threads import run_to_its_end
 
 router = APIRouter(prefix="/embeddings", tags=["embeddings"])
 
 FASTA_MEDIA_TYPES = ("text/x-fasta", "application/x-fasta", "text/plain")
+FASTA_BODY = {
+    "schema": {
+        "type": "string",
+        "pattern": FASTA_PATTERN,
+        "description": "headers that begin with >, each before its residues; lines of comment begin with ;",
+    },
+    "example": f">P0CG48 ubiquitin\n{UBIQUITIN}\n",
+}
 _BODIES = {
     "required": True,
     "content": {
         "application/json": {"schema": ComputeRequest.model_json_schema()},
-        "text/x-fasta": {"schema": {"type": "string"}, "example": f">P0CG48 ubiquitin\n{UBIQUITIN}\n"},
+        **dict.fromkeys(FASTA_MEDIA_TYPES, FASTA_BODY),
     },
 }
 _ERRORS = ERRORS | {415: {"model": ErrorBody, "description": "neither JSON nor FASTA"}}
-_TIMEOUT = {
-    "name": TIMEOUT_HEADER,
-    "in": "header",
-    "description": "seconds after which nobody waits for the reply; the service's own limit is the most",
-    "schema": {"type": "number", "exclusiveMinimum": 0},
-}
 
 
 @router.post(
     "/compute/{model}",
     response_model=ComputeResponse,
     responses={
-        200: {"content": {NPZ_MEDIA_TYPE: {}}, "description": "a summary, or with Accept the npz itself"},
+        200: {
+            "content": {NPZ_MEDIA_TYPE: {}},
+            "description": "a summary, or with Accept the npz itself",
+            "headers": COSTS,
+        },
         **_ERRORS,
     },
-    openapi_extra={"requestBody": _BODIES, "parameters": [_TIMEOUT]},
+    openapi_extra={"requestBody": _BODIES, "parameters": [TIMEOUT]},
 )
 async def compute(
     request: Request,
@@ -124,11 +130,13 @@ async def compute(
     "/download/{model}/numpy/{request_id}",
     response_class=FileResponse,
     responses={
+        **in_parts(NPZ_MEDIA_TYPE),
         200: {"content": {NPZ_MEDIA_TYPE: {}}, "description": "the npz"},
         404: {"model": ErrorBody, "description": "no such download"},
         410: {"model": ErrorBody, "description": "it was there and has expired"},
         503: {"model": ErrorBody, "description": "Redis does not answer"},
     },
+    openapi_extra={"parameters": [RANGE]},
 )
 async def download(
     model: str,
@@ -173,7 +181,7 @@ def _parse(
 
 def _parse_json(body: bytes) -> ComputeRequest:
     try:
-        return ComputeRequest.model_validate_json(body)
+        return ComputeRequest.model_validate_json(body, strict=True)
     except ValidationError as error:
         problems = error.errors(include_url=False, include_context=False)
     if problems[0]["type"] == "json_invalid":

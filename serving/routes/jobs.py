@@ -32,7 +32,8 @@ from serving.jobs.service import check_key
 from serving.jobs.submission import Contents
 from serving.ranges import stream_range
 from serving.results import MEDIA_TYPES, file_name
-from serving.routes.embeddings import FASTA_MEDIA_TYPES
+from serving.routes.embeddings import FASTA_BODY, FASTA_MEDIA_TYPES
+from serving.routes.responses import ERRORS, RANGE, Responses, in_parts
 from serving.runners import ServedModel
 from serving.schemas import (
     ErrorBody,
@@ -44,6 +45,7 @@ from serving.schemas import (
     JobStatus,
     JobSubmitted,
 )
+from serving.sequences import MAX_ID_LENGTH
 from serving.threads import run_to_its_end
 from serving.uploads import Upload
 
@@ -53,57 +55,74 @@ Owner = Annotated[str, Depends(owner_of)]
 Kind = Literal["fasta", "json"]
 
 MAX_LISTED_ERRORS = 100
+MAX_START = 1_000_000_000  # behind all jobs there can be; Redis counts in 64 bits
 EVENT_EVERY_S = 0.5
 EVENTS_FOR_S = 300.0  # then the stream ends, and an EventSource connects again
 _SPOOL_BYTES = 1_000_000  # of a body that are written at a time
-_GONE: dict[int | str, dict[str, Any]] = {
+_GONE: Responses = {
     404: {"model": ErrorBody, "description": "no such job"},
     503: {"model": ErrorBody, "description": "Redis does not answer"},
 }
-_SUBMIT_ERRORS: dict[int | str, dict[str, Any]] = {
+_SUBMIT_ERRORS: Responses = {
     400: {"model": ErrorBody, "description": "malformed FASTA, JSON or gzip"},
-    404: {"model": ErrorBody, "description": "unknown model"},
+    404: ERRORS[404],
     413: {"model": ErrorBody, "description": "too many sequences, or too large a body"},
     415: {"model": ErrorBody, "description": "neither JSON, FASTA nor a form with a file"},
     422: {"model": ErrorBody, "description": "an option or an id is wrong, or no sequence can be embedded"},
     429: {"model": ErrorBody, "description": "too many jobs or sequences of yours are queued"},
     503: {"model": ErrorBody, "description": "Redis, or the place of the results, does not answer"},
 }
+_GZIP_MEDIA_TYPES = ("application/gzip", "application/x-gzip")
+_FILE = {"type": "string", "format": "binary"}
+_ID = {"type": "string", "minLength": 1, "maxLength": MAX_ID_LENGTH}
+_LISTED = {"type": "array", "minItems": 1, "items": {"type": "string"}}
+_IDS = {"anyOf": [{"type": "array", "items": _ID, "uniqueItems": True}, {"type": "null"}]}
+_NAMED = {
+    "type": "object",
+    "minProperties": 1,
+    "propertyNames": _ID,
+    "additionalProperties": {"type": "string"},
+}
+
+
+_OPTIONS: dict[str, Any] = JobQuery.model_json_schema()["properties"]
+
+
+def _body(needed: str, **properties: Any) -> dict[str, Any]:
+    return {"type": "object", "required": [needed], "properties": properties, "additionalProperties": False}
+
+
+def _as_text(option: dict[str, Any]) -> dict[str, Any]:
+    """An option in a form, where there is no null."""
+    kinds = [kind for kind in option.get("anyOf", []) if kind != {"type": "null"}]
+    return {name: value for name, value in option.items() if name != "anyOf"} | (kinds[0] if kinds else {})
+
+
 _BODIES = {
     "required": True,
     "content": {
         "application/json": {
             "schema": {
-                "type": "object",
-                "required": ["sequences"],
-                "properties": {
-                    "sequences": {
-                        "oneOf": [
-                            {"type": "array", "items": {"type": "string"}},
-                            {"type": "object", "additionalProperties": {"type": "string"}},
-                        ]
-                    },
-                    "ids": {"type": "array", "items": {"type": "string"}},
-                    **JobQuery.model_json_schema()["properties"],
-                },
+                "anyOf": [
+                    _body("sequences", sequences=_LISTED, ids=_IDS, **_OPTIONS),
+                    _body("sequences", sequences=_NAMED, ids={"type": "null"}, **_OPTIONS),
+                ]
             },
             "example": {"sequences": {"P0CG48": UBIQUITIN}, "model": "esm2_mini", "format": "h5"},
         },
-        "text/x-fasta": {"schema": {"type": "string"}, "example": f">P0CG48 ubiquitin\n{UBIQUITIN}\n"},
+        **dict.fromkeys(FASTA_MEDIA_TYPES, FASTA_BODY),
+        **{media_type: {"schema": _FILE} for media_type in _GZIP_MEDIA_TYPES},
         "multipart/form-data": {
-            "schema": {
-                "type": "object",
-                "required": ["file"],
-                "properties": {"file": {"type": "string", "format": "binary"}},
-            }
+            "schema": _body("file", file=_FILE, **{name: _as_text(one) for name, one in _OPTIONS.items()})
         },
     },
 }
+_ADDRESS = {"Location": {"required": True, "description": "the job's path", "schema": {"type": "string"}}}
 _KEY = {
     "name": "Idempotency-Key",
     "in": "header",
     "description": "submitting again with the same key gives the same job",
-    "schema": {"type": "string", "maxLength": 255},
+    "schema": {"type": "string", "minLength": 1, "maxLength": 255},
 }
 
 
@@ -111,7 +130,7 @@ _KEY = {
     "/submit",
     status_code=202,
     response_model=JobSubmitted,
-    responses=_SUBMIT_ERRORS,
+    responses={202: {"headers": _ADDRESS}, **_SUBMIT_ERRORS},
     openapi_extra={"requestBody": _BODIES, "parameters": [_KEY]},
 )
 async def submit(
@@ -131,18 +150,22 @@ async def submit(
     with file:
         upload = Upload(file, kind, int(gateway.settings.max_job_mb * 1e6))
         inside = await run_to_its_end(upload.options)
-        served, options = _choose(gateway, query, fields | inside)
+        served, options = _choose(gateway, query, fields, inside)
         limits = gateway.limits(options, gateway.settings.max_sequences_per_job)
         options = options.model_copy(update={"max_length": limits.max_length})  # as it is here and now
         job_id, contents = await gateway.jobs.submit(upload, served, options, limits, owner, key)
     return await _accepted(gateway, job_id, contents)
 
 
-@router.get("", response_model=JobList, responses={503: _GONE[503]})
+@router.get(
+    "",
+    response_model=JobList,
+    responses={422: {"model": ErrorBody, "description": "`start` or `count` is wrong"}, 503: _GONE[503]},
+)
 async def list_jobs(
     gateway: Annotated[Gateway, Depends(gateway_of)],
     owner: Owner,
-    start: Annotated[int, Query(ge=0)] = 0,
+    start: Annotated[int, Query(ge=0, le=MAX_START)] = 0,
     count: Annotated[int, Query(ge=1, le=1000)] = 50,
 ) -> JobList:
     """One's own jobs, the latest first."""
@@ -199,11 +222,12 @@ async def events(
     response_class=FileResponse,
     responses={
         **_GONE,
+        **in_parts(*MEDIA_TYPES.values()),
         200: {"content": {media_type: {} for media_type in MEDIA_TYPES.values()}, "description": "the file"},
-        206: {"description": "the range that was asked for"},
         409: {"model": ErrorBody, "description": "the job is not done"},
         410: {"model": ErrorBody, "description": "the result has expired"},
     },
+    openapi_extra={"parameters": [RANGE]},
 )
 async def result(
     request: Request,
@@ -244,7 +268,7 @@ async def _receive(request: Request, gateway: Gateway) -> tuple[BinaryIO, Kind, 
         return files[0].file, "fasta", fields
     if media_type == "application/json":
         kind: Kind = "json"
-    elif media_type in (*FASTA_MEDIA_TYPES, "application/gzip", "application/x-gzip"):
+    elif media_type in (*FASTA_MEDIA_TYPES, *_GZIP_MEDIA_TYPES):
         kind = "fasta"
     else:
         raise UnsupportedBody(
@@ -265,10 +289,16 @@ async def _receive(request: Request, gateway: Gateway) -> tuple[BinaryIO, Kind, 
     return file, kind, {}
 
 
-def _choose(gateway: Gateway, query: JobQuery, inside: dict[str, Any]) -> tuple[ServedModel, JobOptions]:
-    """The model and the options: those that the body names, else those of the query."""
+def _choose(
+    gateway: Gateway, query: JobQuery, fields: dict[str, Any], inside: dict[str, Any]
+) -> tuple[ServedModel, JobOptions]:
+    """The model and the options: those that the body names, else those of the query.
+
+    Fields of a form are text, as those of the query; what is inside JSON has its type.
+    """
     try:
-        wanted = JobQuery.model_validate(query.model_dump(exclude_unset=True) | inside)
+        asked = JobQuery.model_validate(query.model_dump(exclude_unset=True) | fields)
+        wanted = JobQuery.model_validate(asked.model_dump(exclude_unset=True) | inside, strict=True)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"])

@@ -9,9 +9,9 @@ from fastapi import APIRouter, Depends, Query
 
 from serving.errors import RunnerUnavailable
 from serving.gateway import Gateway, gateway_of, length_range
+from serving.routes.responses import ERRORS
 from serving.runners import UNTRAINED_WARNING, ServedModel
 from serving.schemas import (
-    ErrorBody,
     ListedModel,
     ModelInfo,
     ModelList,
@@ -44,7 +44,7 @@ async def list_models(gateway: Annotated[Gateway, Depends(gateway_of)]) -> Model
     return ModelList(available_models=listed, config=limits)
 
 
-@router.get("/model/info", response_model=ModelInfo, responses={404: {"model": ErrorBody}})
+@router.get("/model/info", response_model=ModelInfo, responses={404: ERRORS[404]})
 async def model_info(
     gateway: Annotated[Gateway, Depends(gateway_of)],
     model: Annotated[str | None, Query(description="default: the first served", examples=["esm2_mini"])] = None,

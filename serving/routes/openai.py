@@ -21,18 +21,18 @@ from serving.dialects import (
 from serving.errors import InvalidRequest
 from serving.gateway import Gateway, gateway_of
 from serving.routes.embed import as_texts, shortened
-from serving.routes.responses import ERRORS, shown, written
+from serving.routes.responses import ERRORS, REFUSED, as_openai, computed, shown, written
 from serving.texts import TextOptions
 from serving.vectors import embed
 
 PREFIX = "/v1"
-router = APIRouter(prefix=PREFIX, tags=["openai"])
+router = APIRouter(prefix=PREFIX, tags=["openai"], responses=as_openai(REFUSED))
 
 
 @router.post(
     "/embeddings",
     response_model=OpenAIEmbedded,
-    responses=shown(examples.OPENAI_EMBEDDED) | ERRORS,
+    responses=computed(examples.OPENAI_EMBEDDED) | as_openai(ERRORS),
     openapi_extra=body_schema(OpenAIEmbeddings),
 )
 async def embeddings(request: Request, gateway: Annotated[Gateway, Depends(gateway_of)]) -> Response:
@@ -58,7 +58,9 @@ async def models(gateway: Annotated[Gateway, Depends(gateway_of)]) -> OpenAIMode
 
 
 @router.get(
-    "/models/{model:path}", response_model=OpenAIModel, responses=shown(examples.OPENAI_MODEL) | {404: ERRORS[404]}
+    "/models/{model:path}",
+    response_model=OpenAIModel,
+    responses=shown(examples.OPENAI_MODEL) | as_openai({404: ERRORS[404]}),
 )
 async def model(model: str, gateway: Annotated[Gateway, Depends(gateway_of)]) -> OpenAIModel:
     """One of them."""

@@ -20,7 +20,12 @@ router = APIRouter(tags=["overview"])
 
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 _TEI_POOLING = {None: "mean", "lasttoken": "last_token"}  # None: proteins, whose mean is not in a file
-_READY = shown({"status": "ready"}) | {503: {"description": "a runner does not answer, or none has its model"}}
+_ALIVE = shown({"status": "alive"}) | {
+    503: {"model": dict[str, str], "description": "a runner is silent for good"}
+}
+_READY = shown({"status": "ready"}) | {
+    503: {"model": dict[str, str], "description": "a runner does not answer, or none has its model"}
+}
 Status = Literal["healthy", "degraded", "unhealthy"]
 
 
@@ -71,9 +76,7 @@ async def health(response: Response, gateway: Annotated[Gateway, Depends(gateway
     )
 
 
-@router.get(
-    "/health/live", responses=shown({"status": "alive"}) | {503: {"description": "a runner is silent for good"}}
-)
+@router.get("/health/live", responses=_ALIVE)
 async def live(response: Response, gateway: Annotated[Gateway, Depends(gateway_of)]) -> dict[str, str]:
     """Whether this process should go on, as /livez says it: 503 once a runner has been silent for too long."""
     if gateway.health.is_alive():

@@ -26,7 +26,7 @@ from serving.dialects import (
 )
 from serving.errors import InvalidRequest
 from serving.gateway import Gateway, gateway_of
-from serving.routes.responses import ERRORS, shown
+from serving.routes.responses import ERRORS, computed
 from serving.runners import Terms
 from serving.texts import Text, TextOptions
 from serving.vectors import Proteins, Scores, embed_proteins, score
@@ -41,7 +41,7 @@ _FUNCTIONS = {"softmax": "softmax", "sigmoid": "sigmoid", "none": "identity"}
 @router.post(
     "/predict",
     response_model=ProteinPredicted | TextClassified | list[Label] | list[list[Label]],
-    responses=shown(examples.PREDICTED) | ERRORS,
+    responses=computed(examples.PREDICTED) | ERRORS,
     openapi_extra=body_schema(ProteinPrediction, TextClassification, TeiPredict),
 )
 async def predict(
@@ -65,7 +65,7 @@ async def predict(
 @router.post(
     "/predict/batch",
     response_model=ProteinBatchPredicted,
-    responses=shown(examples.PREDICTED_BATCH) | ERRORS,
+    responses=computed(examples.PREDICTED_BATCH) | ERRORS,
     openapi_extra=body_schema(ProteinBatch),
 )
 async def predict_batch(

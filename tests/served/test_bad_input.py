@@ -52,6 +52,8 @@ def test_a_wrong_sequence_is_named(
         ({}, 422, "sequences"),
         ([], 422, "body"),
         ({"sequences": [GOOD], "pooled": "maybe"}, 422, "pooled"),
+        ({"sequences": [GOOD], "pooled": "true"}, 422, "pooled: Input should be a valid boolean"),
+        ({"sequences": [GOOD], "max_length": "20"}, 422, "max_length: Input should be a valid integer"),
         ({"sequences": [GOOD], "dtype": "int8"}, 422, "dtype"),
         ({"sequences": [GOOD], "poled": False}, 422, "poled"),
         ({"sequences": [GOOD], "ids": ["a", "b"]}, 422, "2 ids for 1 sequences"),

@@ -487,6 +487,12 @@ MALFORMED: dict[str, tuple[bytes, str, int, str]] = {
     ),
     "a long id": (text("a", "x" * 10_000), "text/x-fasta", 422, "sequence 1: the id 'xxx"),
     "an id of nothing": (b'{"sequences": {"": "MKTAYIAKQR"}}', "application/json", 422, "sequence 0: the id ''"),
+    "a boolean in quotes": (
+        b'{"sequences": ["MKTAYIAKQR"], "pooled": "true"}',
+        "application/json",
+        422,
+        "pooled: Input should be a valid boolean",
+    ),
     "all invalid": (text("a", "b", sequence="MKTAYIAKQJ"), "text/x-fasta", 422, "sequence 0 (a)"),
     "an endless sequence": (b">a\n" + b"M" * 1_100_000, "text/x-fasta", 400, "longer than 1000000"),
 }
@@ -506,16 +512,16 @@ def test_what_is_malformed_is_explained_and_leaves_nothing(served: Served, jobs:
     ("options", "expected", "detail"),
     [
         ({"format": "csv"}, 422, "query.format"),
-        ({"poled": "false"}, 422, "query.poled"),
-        ({"format": "parquet", "pooled": "false"}, 422, "parquet is for pooled embeddings only"),
-        ({"max_length": "255", "on_too_long": "window"}, 422, "windows have 256 residues at least"),
-        ({"max_length": "9"}, 422, "max_length: 9 is not in 10-5000"),
+        ({"poled": False}, 422, "query.poled"),
+        ({"format": "parquet", "pooled": False}, 422, "parquet is for pooled embeddings only"),
+        ({"max_length": 255, "on_too_long": "window"}, 422, "windows have 256 residues at least"),
+        ({"max_length": 9}, 422, "max_length: 9 is not in 10-5000"),
         ({"model": "esm2_min"}, 404, "did you mean esm2_mini"),
         ({"model": "prot_t5"}, 404, "prot_t5"),
     ],
 )
 def test_wrong_options_are_explained_and_leave_nothing(
-    served: Served, jobs: Path, options: dict[str, str], expected: int, detail: str
+    served: Served, jobs: Path, options: dict[str, Any], expected: int, detail: str
 ) -> None:
     with leaving_nothing(jobs):
         replies = [

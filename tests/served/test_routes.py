@@ -181,7 +181,9 @@ def test_every_route_is_documented(served: Served) -> None:
     for path, operation in operations:
         assert operation["description"], path
     compute = document["paths"]["/embeddings/compute/{model}"]["post"]
-    assert set(compute["requestBody"]["content"]) == {"application/json", "text/x-fasta"}
+    assert set(compute["requestBody"]["content"]) == {
+        *("application/json", "text/x-fasta", "application/x-fasta", "text/plain")
+    }
     assert "example" in compute["requestBody"]["content"]["application/json"]["schema"]
     for path, operation in operations:
         (content,) = [
