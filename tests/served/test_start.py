@@ -15,6 +15,7 @@ import pytest
 
 from scripts import import_model
 from scripts.local_service import ROOT, LocalService, free_port
+from tests.chaos.running import wait_until
 
 GOOD = "MKTAYIAKQRQISFVKSHFSRQ"
 
@@ -89,13 +90,14 @@ def test_a_stuck_runner_turns_readiness_off_until_it_goes_on(stored_models: None
             if "runner_esm2_mini" in process.cmdline()
         ]
         runner.suspend()
-        assert http.get("/readyz").status_code == 503
+        # The latest canary's answer stands for a moment
+        wait_until(lambda: http.get("/readyz").status_code == 503, "ready is off", patience_s=10)
         health = http.get("/embeddings/health")
         assert (health.status_code, health.json()["status"]) == (503, "unhealthy")
         assert health.json()["components"]["runner_esm2_mini"]["connected"] is False
         assert http.get("/livez").status_code == 200
         runner.resume()
-        assert http.get("/readyz").status_code == 200
+        wait_until(lambda: http.get("/readyz").status_code == 200, "ready is on again", patience_s=20)
         assert http.get("/embeddings/health").json()["status"] == "healthy"
 
 
