@@ -72,7 +72,7 @@ def test_a_request_is_one_trace_from_the_client_to_the_device(traced: Traced) ->
     reply, trace_id = traced.post("/embeddings/compute/esm2_mini", sequences=SEQUENCES)
     assert reply.status_code == 200
     server = "POST /embeddings/compute/{model}"
-    spans = traced.spans(trace_id, lambda names: {server, f"{RUNNER}.embed"} <= names)
+    spans = traced.spans(trace_id, lambda names: {server, f"{RUNNER}.embed", "batcher.batch"} <= names)
     assert parents(spans) == {
         server: {"client"},
         "cache.lookup": {server},
@@ -107,7 +107,8 @@ def test_a_hit_does_not_reach_the_runner(traced: Traced) -> None:
 def test_a_jobs_work_belongs_to_the_trace_of_its_submission(traced: Traced) -> None:
     reply, trace_id = traced.post("/embeddings/jobs/submit", sequences=[s[::-1] for s in SEQUENCES])
     assert reply.status_code == 202
-    spans = traced.spans(trace_id, lambda names: {"POST /embeddings/jobs/submit", "job.run"} <= names)
+    whole = {"POST /embeddings/jobs/submit", "job.run", "batcher.batch", f"{RUNNER}.embed", "job.window"}
+    spans = traced.spans(trace_id, lambda names: whole <= names)
     above = parents(spans)
     assert above["job.run"] == {"POST /embeddings/jobs/submit"}
     assert above["job.window"] == {"job.run"}
