@@ -53,7 +53,7 @@ from serving.threads import run_to_its_end
 from serving.vectors import embed
 
 os.environ.setdefault("BENTOML_DO_NOT_TRACK", "1")
-# In a container BentoML leaves a runner that died for dead, and says that it is ready
+# In a container BentoML would leave a runner that died for dead (docs/decisions/0023-alive-ready-and-the-end.md)
 os.environ.pop("BENTOML_CONTAINERIZED", None)
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # docs/decisions/0020-threads-that-wait-awake.md
 logger = logging.getLogger(__name__)

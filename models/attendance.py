@@ -8,9 +8,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import signal
 from collections.abc import Iterator
 from types import FrameType
+
+from models.signals import Handler, hearing_the_end
 
 logger = logging.getLogger(__name__)
 
@@ -58,33 +59,21 @@ def ending_last(attendance: Attendance, limit_s: float) -> Iterator[None]:
     A second signal does at once, as does the first one outside the main thread.
     """
     loop = asyncio.get_running_loop()
-    previous = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     waiting: list[asyncio.Task[None]] = []
 
-    def pass_on(number: int, frame: FrameType | None) -> None:
+    def end(number: int, pass_on: Handler) -> None:
         attendance.end()
-        handler = previous[signal.Signals(number)]
-        if callable(handler):
-            handler(number, frame)
-
-    async def wait(number: int) -> None:
-        await attendance.until_alone(limit_s)
         pass_on(number, None)
 
-    def note(number: int, frame: FrameType | None) -> None:
-        if waiting:
-            loop.call_soon_threadsafe(pass_on, number, frame)
-        else:
-            loop.call_soon_threadsafe(lambda: waiting.append(loop.create_task(wait(number))))
+    async def wait(number: int, pass_on: Handler) -> None:
+        await attendance.until_alone(limit_s)
+        end(number, pass_on)
 
-    try:
-        for number in previous:
-            signal.signal(number, note)
-    except ValueError:
+    def heard(number: int, _: FrameType | None, pass_on: Handler) -> None:
+        if waiting:
+            loop.call_soon_threadsafe(end, number, pass_on)
+        else:
+            loop.call_soon_threadsafe(lambda: waiting.append(loop.create_task(wait(number, pass_on))))
+
+    with hearing_the_end(heard):
         yield
-        return
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, RootModel
 
-from serving import examples
+from serving import dialect_examples
+from serving.examples import UBIQUITIN
 from serving.schemas import ErrorItem, ProteinLetters
 
 MAX_INPUT_TEXT = 1024  # characters of `input_text`; source: the interface whose field it is
@@ -40,7 +41,7 @@ class _Reply(BaseModel):
 class ProteinPrediction(_Body):
     """POST /predict of one protein."""
 
-    sequence: ProteinLetters = Field(description="a protein in one-letter code", examples=[examples.UBIQUITIN])
+    sequence: ProteinLetters = Field(description="a protein in one-letter code", examples=[UBIQUITIN])
     include_embeddings: bool = Field(True, description="the mean over residues, in the reply")
     include_attention: bool = Field(False, description="the shape of the last layer's attention, in the reply")
     model: Name | None = Field(None, description="a served protein model; default: the first")
@@ -259,7 +260,7 @@ class OpenAIErrorDetail(_Reply):
 class OpenAIErrorBody(_Reply):
     """Body of every error below /v1."""
 
-    model_config = ConfigDict(json_schema_extra={"example": examples.OPENAI_ERROR})
+    model_config = ConfigDict(json_schema_extra={"example": dialect_examples.OPENAI_ERROR})
 
     error: OpenAIErrorDetail
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import numpy as np
 from fastapi import APIRouter, Depends, Request, Response
 
-from serving import examples
+from serving import dialect_examples
 from serving.bodies import body_schema, read_json
 from serving.dialects import (
     EmbedInput,
@@ -35,7 +35,7 @@ router = APIRouter(tags=["embed"])
 @router.post(
     "/embed",
     response_model=InputTextEmbedded | InputEmbedded | TeiEmbedded,
-    responses=computed(examples.EMBEDDED) | ERRORS,
+    responses=computed(dialect_examples.EMBEDDED) | ERRORS,
     openapi_extra=body_schema(InputText, EmbedInput, TeiEmbed),
 )
 async def embed_inputs(request: Request, gateway: Annotated[Gateway, Depends(gateway_of)]) -> Response:
@@ -71,7 +71,7 @@ async def embed_inputs(request: Request, gateway: Annotated[Gateway, Depends(gat
     "/rerank",
     response_model=Reranked | list[Ranked],
     response_model_exclude_none=True,
-    responses=computed(examples.RERANKED) | ERRORS,
+    responses=computed(dialect_examples.RERANKED) | ERRORS,
     openapi_extra=body_schema(Rerank, TeiRerank),
 )
 async def rerank(request: Request, gateway: Annotated[Gateway, Depends(gateway_of)]) -> Reranked | list[Ranked]:

@@ -8,7 +8,7 @@ from typing import Annotated
 import numpy as np
 from fastapi import APIRouter, Depends, Request, Response
 
-from serving import examples
+from serving import dialect_examples
 from serving.bodies import body_schema, read_json
 from serving.dialects import (
     OpenAIEmbedded,
@@ -32,7 +32,7 @@ router = APIRouter(prefix=PREFIX, tags=["openai"], responses=as_openai(REFUSED))
 @router.post(
     "/embeddings",
     response_model=OpenAIEmbedded,
-    responses=computed(examples.OPENAI_EMBEDDED) | as_openai(ERRORS),
+    responses=computed(dialect_examples.OPENAI_EMBEDDED) | as_openai(ERRORS),
     openapi_extra=body_schema(OpenAIEmbeddings),
 )
 async def embeddings(request: Request, gateway: Annotated[Gateway, Depends(gateway_of)]) -> Response:
@@ -51,7 +51,7 @@ async def embeddings(request: Request, gateway: Annotated[Gateway, Depends(gatew
     return written(OpenAIEmbedded(data=data, model=found.model, usage=usage))
 
 
-@router.get("/models", response_model=OpenAIModels, responses=shown(examples.OPENAI_MODELS))
+@router.get("/models", response_model=OpenAIModels, responses=shown(dialect_examples.OPENAI_MODELS))
 async def models(gateway: Annotated[Gateway, Depends(gateway_of)]) -> OpenAIModels:
     """Everything that is served."""
     return OpenAIModels(data=[_listed(served.model.name, served.created) for served in gateway.all_served])
@@ -60,7 +60,7 @@ async def models(gateway: Annotated[Gateway, Depends(gateway_of)]) -> OpenAIMode
 @router.get(
     "/models/{model:path}",
     response_model=OpenAIModel,
-    responses=shown(examples.OPENAI_MODEL) | as_openai({404: ERRORS[404]}),
+    responses=shown(dialect_examples.OPENAI_MODEL) | as_openai({404: ERRORS[404]}),
 )
 async def model(model: str, gateway: Annotated[Gateway, Depends(gateway_of)]) -> OpenAIModel:
     """One of them."""

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Query, Response
 
-from serving import examples
+from serving import dialect_examples
 from serving.dialects import ModelStatistics, ServerInfo, ServiceHealth
 from serving.errors import ModelNotLoaded, RunnerUnavailable
 from serving.gateway import Gateway, gateway_of
@@ -45,7 +45,7 @@ class Asked:
 @router.get(
     "/health",
     response_model=ServiceHealth,
-    responses=shown(examples.OVERALL_HEALTH) | {503: {"model": ServiceHealth}},
+    responses=shown(dialect_examples.OVERALL_HEALTH) | {503: {"model": ServiceHealth}},
 )
 async def health(response: Response, gateway: Annotated[Gateway, Depends(gateway_of)]) -> ServiceHealth:
     """Status, devices, queues and statistics of every model. 503 when a runner does not answer."""
@@ -95,7 +95,7 @@ async def ready(response: Response, gateway: Annotated[Gateway, Depends(gateway_
     return {"status": "not ready"}
 
 
-@router.get("/models", responses=shown(examples.ALL_MODELS))
+@router.get("/models", responses=shown(dialect_examples.ALL_MODELS))
 async def models(gateway: Annotated[Gateway, Depends(gateway_of)]) -> dict[str, Any]:
     """Names by what the models are for, and every model under its own name: parameters, device, dtype and more."""
     asked = await ask_all(gateway)
@@ -111,7 +111,7 @@ async def models(gateway: Annotated[Gateway, Depends(gateway_of)]) -> dict[str, 
 @router.get(
     "/info",
     response_model=ServerInfo,
-    responses=shown(examples.SERVER_INFO) | {404: ERRORS[404], 503: ERRORS[503]},
+    responses=shown(dialect_examples.SERVER_INFO) | {404: ERRORS[404], 503: ERRORS[503]},
 )
 async def info(
     gateway: Annotated[Gateway, Depends(gateway_of)],

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import numpy as np
 from fastapi import APIRouter, Depends, Request
 
-from serving import examples
+from serving import dialect_examples
 from serving.bodies import body_schema, read_json
 from serving.dialects import (
     Classified,
@@ -41,7 +41,7 @@ _FUNCTIONS = {"softmax": "softmax", "sigmoid": "sigmoid", "none": "identity"}
 @router.post(
     "/predict",
     response_model=ProteinPredicted | TextClassified | list[Label] | list[list[Label]],
-    responses=computed(examples.PREDICTED) | ERRORS,
+    responses=computed(dialect_examples.PREDICTED) | ERRORS,
     openapi_extra=body_schema(ProteinPrediction, TextClassification, TeiPredict),
 )
 async def predict(
@@ -65,7 +65,7 @@ async def predict(
 @router.post(
     "/predict/batch",
     response_model=ProteinBatchPredicted,
-    responses=computed(examples.PREDICTED_BATCH) | ERRORS,
+    responses=computed(dialect_examples.PREDICTED_BATCH) | ERRORS,
     openapi_extra=body_schema(ProteinBatch),
 )
 async def predict_batch(

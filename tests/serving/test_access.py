@@ -22,6 +22,7 @@ from serving.errors import RunnerUnavailable, ServiceError, StoreUnavailable
 from serving.keys import Caller
 from serving.replies import reply_to
 from serving.telemetry import REQUEST_ID
+from tests.serving.asgi import nothing, nowhere
 
 SECRET = "1703123456_" + "0123456789abcdef" * 2
 
@@ -289,12 +290,6 @@ async def test_what_is_no_request_is_left_alone(tmp_path: Path) -> None:
 
     async def note(scope: Any, receive: Any, send: Any) -> None:
         seen.append(scope["type"])
-
-    async def nothing() -> Message:
-        raise AssertionError("nobody asks")
-
-    async def nowhere(message: Message) -> None:
-        raise AssertionError("nobody answers")
 
     for kind in ("lifespan", "websocket"):
         await Access(note, frozenset())({"type": kind}, nothing, nowhere)

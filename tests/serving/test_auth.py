@@ -17,6 +17,7 @@ from serving.errors import KeyMissing, KeyUnknown, ServiceError
 from serving.keys import Caller
 from serving.replies import reply_to
 from serving.settings import Settings
+from tests.serving.asgi import nothing, nowhere
 
 ALICE, BOB, ROOT = "alice-key-0123456789", "bobs-key-9876543210!", "root-key-7777777777"
 WITH_KEYS = {"api_keys": f"alice:{ALICE},bob:{BOB}"}
@@ -216,12 +217,6 @@ async def test_what_is_no_request_is_left_alone(asked: Asked) -> None:
 
     async def note(scope: Any, receive: Any, send: Any) -> None:
         seen.append(scope["type"])
-
-    async def nothing() -> Message:
-        raise AssertionError("nobody asks")
-
-    async def nowhere(message: Message) -> None:
-        raise AssertionError("nobody answers")
 
     await Authentication(note, lambda: asked.doorkeeper)({"type": "lifespan"}, nothing, nowhere)
     assert seen == ["lifespan"]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from serving import dialects, examples, schemas
+from serving import dialect_examples, dialects, schemas
 
 SHOWN = [
     model
@@ -30,14 +30,14 @@ def test_an_example_is_what_its_schema_says(model: type[BaseModel]) -> None:
 @pytest.mark.parametrize(
     ("model", "example"),
     [
-        (dialects.ProteinPredicted, examples.PREDICTED),
-        (dialects.ProteinBatchPredicted, examples.PREDICTED_BATCH),
-        (dialects.InputEmbedded, examples.EMBEDDED),
-        (dialects.Reranked, examples.RERANKED),
-        (dialects.OpenAIEmbedded, examples.OPENAI_EMBEDDED),
-        (dialects.OpenAIModels, examples.OPENAI_MODELS),
-        (dialects.ServerInfo, examples.SERVER_INFO),
-        (dialects.ServiceHealth, examples.OVERALL_HEALTH),
+        (dialects.ProteinPredicted, dialect_examples.PREDICTED),
+        (dialects.ProteinBatchPredicted, dialect_examples.PREDICTED_BATCH),
+        (dialects.InputEmbedded, dialect_examples.EMBEDDED),
+        (dialects.Reranked, dialect_examples.RERANKED),
+        (dialects.OpenAIEmbedded, dialect_examples.OPENAI_EMBEDDED),
+        (dialects.OpenAIModels, dialect_examples.OPENAI_MODELS),
+        (dialects.ServerInfo, dialect_examples.SERVER_INFO),
+        (dialects.ServiceHealth, dialect_examples.OVERALL_HEALTH),
     ],
     ids=lambda one: str(getattr(one, "__name__", "")),
 )
