@@ -13,7 +13,7 @@ import functools
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from http import HTTPStatus
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -25,7 +25,7 @@ from bentoml.validators import ContentType, DType
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 
-from models.catalogue import UnknownModel, find
+from models.catalogue import UnknownModel, find, find_served
 from models.configs import CheckpointError
 from models.departures import EndForWhoLeft
 from models.runner import RunnerOptions, fault_of, make_runner
@@ -75,6 +75,17 @@ def resolve(entry: str) -> bentoml.Model:
         ) from None
 
 
+def by_served_name(entries: Iterable[str]) -> dict[str, bentoml.Model]:
+    """The stored models behind MODELS: a model's first version by its name, further ones by name:version."""
+    served: dict[str, bentoml.Model] = {}
+    for entry in entries:
+        name, stored = entry.partition(":")[0], resolve(entry)
+        if any(stored.tag == other.tag for other in served.values()):
+            raise SystemExit(f"MODELS: {entry} is {stored.tag}, which is there already")
+        served[f"{name}:{stored.tag.version}" if name in served else name] = stored
+    return served
+
+
 def resolve_text(name: str, source: str) -> tuple[bentoml.Model, TextModel]:
     """The stored model behind an entry of TEXT_MODELS, which is brought into the store if it is not there yet."""
     try:
@@ -86,7 +97,7 @@ def resolve_text(name: str, source: str) -> tuple[bentoml.Model, TextModel]:
 
 def check_defaults() -> None:
     """A default that is not served, or is for something else, stops the start."""
-    embedders = [*STORED, *(name for name, row in ROWS.items() if row.kind == "embedding")]
+    embedders = [*PROTEINS, *(name for name, row in ROWS.items() if row.kind == "embedding")]
     rerankers = [name for name, row in ROWS.items() if row.kind == "reranking"]
     for variable, wanted, names in (
         ("DEFAULT_EMBEDDING_MODEL", settings.default_embedding_model, embedders),
@@ -96,13 +107,14 @@ def check_defaults() -> None:
             raise SystemExit(f"{variable}: {wanted} is none of those that are served: {', '.join(names)}")
 
 
-STORED = {entry.partition(":")[0]: resolve(entry) for entry in settings.models}
+STORED = by_served_name(settings.models)
+PROTEINS = {name: find_served(name) for name in STORED}
 RESOLVED = {name: resolve_text(name, source) for name, source in settings.texts.items()}
 STORED_TEXTS = {name: stored for name, (stored, _) in RESOLVED.items()}
 ROWS = {name: row for name, (_, row) in RESOLVED.items()}
 check_defaults()
 PINNED = pin_models(
-    {name: str(stored.tag.version) for name, stored in STORED.items()},
+    [f"{PROTEINS[name].base_name}:{stored.tag.version}" for name, stored in STORED.items()],
     {name: str(stored.tag) for name, stored in STORED_TEXTS.items()},
 )
 OPTIONS = RunnerOptions(
@@ -119,7 +131,7 @@ OPTIONS = RunnerOptions(
     prepare=functools.partial(configure_tracing, settings),
 )
 RUNNERS = {
-    **{name: make_runner(find(name), stored.tag, OPTIONS) for name, stored in STORED.items()},
+    **{name: make_runner(PROTEINS[name], stored.tag, OPTIONS) for name, stored in STORED.items()},
     **{name: make_runner(ROWS[name], stored.tag, OPTIONS) for name, stored in STORED_TEXTS.items()},
 }
 
@@ -144,7 +156,7 @@ def check_stored() -> None:
 
     The others are served; where there are none, the start ends here.
     """
-    faults = {name: fault for name, stored in STORED.items() if (fault := fault_of(find(name), stored))}
+    faults = {name: fault for name, stored in STORED.items() if (fault := fault_of(PROTEINS[name], stored))}
     if len(faults) == len(RUNNERS):
         raise SystemExit("\n".join(faults.values()))
     for fault in faults.values():
@@ -174,7 +186,7 @@ class _Gateway:
         configure_tracing(settings, "gateway")
         self.gateway = app.state.gateway = Gateway.build(
             settings,
-            {name: serve(find(name), stored) for name, stored in STORED.items()},
+            {name: serve(PROTEINS[name], stored) for name, stored in STORED.items()},
             {name: serve(ROWS[name], stored) for name, stored in STORED_TEXTS.items()},
             METRICS_DIR,
         )

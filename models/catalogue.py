@@ -5,7 +5,9 @@ To add a model of a known family, add a row. No torch here: the gateway reads th
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -62,14 +64,19 @@ class Model:
     replaced_residues: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     @property
+    def base_name(self) -> str:
+        """Name in the table. Where versions of a model are served side by side, `name` of all but one has more."""
+        return self.name.partition(":")[0]
+
+    @property
     def store_name(self) -> str:
         """Name in the BentoML model store, which knows lower case only."""
-        return self.name.lower()
+        return self.base_name.lower()
 
     @property
     def runner(self) -> str:
         """Name of the BentoML service that runs this model."""
-        return f"runner_{self.name}"
+        return "runner_" + re.sub(r"\W", "_", self.name)
 
     @property
     def alphabet(self) -> frozenset[str]:
@@ -170,13 +177,18 @@ CATALOGUE: Mapping[str, Model] = {
 }
 
 
-def find(name: str, among: Mapping[str, Model] = CATALOGUE) -> Model:
+def find(name: str) -> Model:
     """The row of exactly this name.
 
     Raises:
         UnknownModel: with the names that come near.
     """
     try:
-        return among[name]
+        return CATALOGUE[name]
     except KeyError:
-        raise UnknownModel(name, list(among)) from None
+        raise UnknownModel(name, list(CATALOGUE)) from None
+
+
+def find_served(name: str) -> Model:
+    """The row behind a name under which a model is served: its own, or for a further version `name:version`."""
+    return dataclasses.replace(find(name.partition(":")[0]), name=name)

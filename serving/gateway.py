@@ -16,7 +16,7 @@ import redis.asyncio
 from fastapi import Request
 from starlette.requests import HTTPConnection
 
-from models.catalogue import Model, UnknownModel, find
+from models.catalogue import UnknownModel
 from models.text.model import Kind, TextModel
 from serving import measures
 from serving import redis as redis_server
@@ -171,13 +171,17 @@ class Gateway:
         return next(iter(self.served))
 
     def find(self, name: str) -> ServedModel:
-        """The served model of exactly this name.
+        """The served model of exactly this name, or of this name and version.
 
         Raises:
             UnknownModel: it is not served here, with the names that come near.
         """
-        rows: dict[str, Model] = {served.model.name: served.model for served in self.served.values()}
-        return self.served[find(name, rows).name]
+        if name in self.served:
+            return self.served[name]
+        base, _, version = name.partition(":")
+        if base in self.served and self.served[base].version == version:
+            return self.served[base]
+        raise UnknownModel(name, list(self.served))
 
     @property
     def default_embedder(self) -> str:
@@ -216,10 +220,12 @@ class Gateway:
         Raises:
             UnknownModel: it is not served here.
         """
-        by_name = {served.model.name: served for served in self.all_served}
-        if name not in by_name:
-            raise UnknownModel(name, list(by_name))
-        return by_name[name]
+        if name in self.served_texts:
+            return self.served_texts[name]
+        try:
+            return self.find(name)
+        except UnknownModel:
+            raise UnknownModel(name, [*self.served, *self.served_texts]) from None
 
     def _names_of(self, kind: Kind) -> list[str]:
         return [name for name, served in self.served_texts.items() if served.model.kind == kind]

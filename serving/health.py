@@ -120,6 +120,7 @@ class Health:
         fault = None
         try:
             pulse.computes = await self._computes(served)
+            pulse.heard_at = time.monotonic()
         except ServiceError as error:
             pulse.computes, fault = False, str(error)
         if fault is not None and pulse.fault != fault:

@@ -40,19 +40,18 @@ def default_text_models() -> tuple[str, ...]:
 def check_protein_models(entries: Sequence[str]) -> None:
     """
     Raises:
-        ValueError: an entry is not `name` or `name:version`, a name is not in the catalogue, or there twice.
+        ValueError: an entry is not `name` or `name:version`, is there twice, or its name is not in the catalogue.
     """
     for entry in entries:
         if not _ENTRY.fullmatch(entry):
             raise ValueError(f"{entry!r} is not of the form name or name:version")
-    names = [entry.partition(":")[0] for entry in entries]
-    for name in names:
+    for entry in entries:
         try:
-            find(name)
+            find(entry.partition(":")[0])
         except UnknownModel as error:
             known = f"; the catalogue has {', '.join(CATALOGUE)}" if error.near else ""
             raise ValueError(f"{error}{known}") from None
-    if len(set(names)) < len(names):
+    if len(set(entries)) < len(entries):
         raise ValueError("names a model twice")
 
 

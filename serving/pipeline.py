@@ -143,7 +143,7 @@ class _Request:
         for index, protein in enumerate(proteins):
             self.indices.setdefault(model.read_as(protein.sequence), []).append(index)
         self.sequences = list(self.indices)
-        parts = KeyParts(model.name, served.version, precision, options.dtype, options.pooled, options.window)
+        parts = KeyParts(model.base_name, served.version, precision, options.dtype, options.pooled, options.window)
         self.keys = [cache_key(parts, sequence) for sequence in self.sequences]
         self.report = Report(cached=[False] * len(proteins), precision=precision)
         self._sink_is_free = asyncio.Lock()

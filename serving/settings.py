@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
@@ -345,13 +345,13 @@ def load_settings_or_exit() -> Settings:
         raise SystemExit(2) from None
 
 
-def pin_models(versions: Mapping[str, str], texts: Mapping[str, str]) -> dict[str, str]:
+def pin_models(versions: Sequence[str], texts: Mapping[str, str]) -> dict[str, str]:
     """Fixes MODELS and TEXT_MODELS for the processes that this one starts, and returns them.
 
-    versions: of each protein model. texts: tag of each text model. A runner that is restarted later must serve the
-    version that the start resolved, whatever was imported since.
+    versions: `name:version` of each protein model. texts: tag of each text model. A runner that is restarted later
+    must serve the version that the start resolved, whatever was imported since.
     """
-    pinned = {"MODELS": ",".join(f"{name}:{version}" for name, version in versions.items()) or NO_MODELS}
+    pinned = {"MODELS": ",".join(versions) or NO_MODELS}
     if texts:
         pinned["TEXT_MODELS"] = ",".join(f"{name}={tag}" for name, tag in texts.items())
     os.environ.update(pinned)

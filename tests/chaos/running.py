@@ -112,9 +112,9 @@ class Running:
         found: dict[str, int] = self.info()["batcher"]
         return found
 
-    def num_misses(self, model: str = MODEL) -> int:
-        """Sequences that the cache did not have since the start: those that were computed, but for canaries."""
-        (line,) = re.findall(rf'^embedding_cache_misses_total{{model="{model}"}} (.+)$', self.metrics(), re.M)
+    def num_tokens(self, model: str = MODEL) -> int:
+        """That the runner has worked on since it started, those of canaries too."""
+        (line,) = re.findall(rf'^batcher_tokens_total{{model="{model}"}} (.+)$', self.metrics(), re.M)
         return int(float(line))
 
     def metrics(self) -> str:

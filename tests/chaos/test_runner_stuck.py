@@ -9,7 +9,17 @@ from pathlib import Path
 import pytest
 
 from tests.chaos.faults import FOLDER, IS_IMPATIENT, NUM_DEVICES, Faults
-from tests.chaos.running import LARGE, RUNNER, Running, arrays_of, assert_same, proteins, running, wait_until
+from tests.chaos.running import (
+    GATEWAY,
+    LARGE,
+    RUNNER,
+    Running,
+    arrays_of,
+    assert_same,
+    proteins,
+    running,
+    wait_until,
+)
 
 pytestmark = pytest.mark.chaos
 
@@ -59,8 +69,10 @@ def test_a_dead_runner_turns_ready_off_and_is_replaced(
 
 def test_a_runner_that_is_silent_for_good_ends_the_liveness(stored_model: None, data_dir: Path) -> None:
     with running(data_dir, LIVENESS_SILENCE_S="10") as service:
-        wait_until(lambda: 'runner_up{model="esm2_t6_8M"} 1' in service.http.get("/metrics").text, "it was heard")
         (runner,) = service.workers(RUNNER)
+        for worker in service.workers(GATEWAY):
+            with service.connected_to(worker) as http:
+                wait_until(lambda: http.get("/readyz").status_code == 200, "it was heard")
         runner.suspend()
         try:
             wait_until(lambda: service.http.get("/livez").status_code != 200, "liveness is off")

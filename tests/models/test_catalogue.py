@@ -43,10 +43,12 @@ def test_a_name_like_no_other_is_told_them_all() -> None:
     assert all(name in str(caught.value) for name in CATALOGUE)
 
 
-def test_a_deployment_knows_its_own_models_only() -> None:
-    with pytest.raises(UnknownModel) as caught:
-        find("prot_t5", {"esm2_mini": MINI})
-    assert caught.value.known == ["esm2_mini"]
+def test_versions_of_a_model_share_its_row_and_its_place_in_the_store() -> None:
+    plain, other = find_served("esm2_t6_8M"), find_served("esm2_t6_8M:a.b-c")
+    assert plain == find("esm2_t6_8M")
+    assert (other.name, other.base_name, other.store_name) == ("esm2_t6_8M:a.b-c", "esm2_t6_8M", "esm2_t6_8m")
+    assert (plain.runner, other.runner) == ("runner_esm2_t6_8M", "runner_esm2_t6_8M_a_b_c")
+    assert other.dim == plain.dim
 
 
 def test_no_two_models_share_a_place_in_the_store() -> None:

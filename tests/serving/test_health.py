@@ -93,6 +93,12 @@ async def test_a_model_that_cannot_be_loaded_leaves_the_others_ready(ward: Ward)
     assert not await ward.health.is_ready()
 
 
+async def test_a_runner_that_computes_was_heard(ward: Ward) -> None:
+    await ward.health.is_ready()
+    heard = [pulse.heard_at for pulse in ward.health.pulses.values()]
+    assert None not in heard, "from now on its silence counts"
+
+
 async def test_a_full_queue_is_work_and_no_fault(ward: Ward) -> None:
     ward.first.is_full = True
     assert await ward.health.is_ready()
