@@ -1,6 +1,6 @@
 """Shows the service at work: starts it, embeds the example proteins, shows what came back, stops it.
 
-python -m scripts.demo [--fasta FILE]
+python -m scripts.demo [--fasta FILE] [--url URL]    URL: of a service that runs already, with an empty cache
 """
 
 from __future__ import annotations
@@ -42,19 +42,31 @@ class Row:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m scripts.demo", description=__doc__)
     parser.add_argument("--fasta", type=Path, default=ROOT / "examples" / "proteins.fasta")
-    records = parse_fasta(parser.parse_args().fasta.read_text())
+    parser.add_argument("--url", help="of a service that runs already; its first model is used")
+    options = parser.parse_args()
+    records = parse_fasta(options.fasta.read_text())
+    if options.url is not None:
+        (model, *_) = httpx.get(f"{options.url}/embeddings/models").raise_for_status().json()["available_models"]
+        show_all(options.url, model, records)
+        return
 
     model = choose_model()
     with tempfile.TemporaryDirectory(prefix="pes-demo-") as data_dir:
         print("starting the service ...", flush=True)
-        with LocalService(Path(data_dir), {"MODELS": model}) as service, httpx.Client(timeout=600) as client:
-            print(f"serving {model} at {service.url}\n")
-            first = show("pooled: one vector a protein", embed(client, service.url, model, records, pooled=True))
-            show("per residue: one vector a residue", embed(client, service.url, model, records, pooled=False))
-            again = show("pooled, asked again", embed(client, service.url, model, records, pooled=True))
+        with LocalService(Path(data_dir), {"MODELS": model}) as service:
+            show_all(service.url, model, records)
+    print("the service has stopped. `make serve` keeps it running; README.md says what to ask of it.")
+
+
+def show_all(url: str, model: str, records: list[Record]) -> None:
+    """Embeds and shows the proteins in every form. Exits where the cache did not do its work."""
+    print(f"serving {model} at {url}\n")
+    with httpx.Client(timeout=600) as client:
+        first = show("pooled: one vector a protein", embed(client, url, model, records, pooled=True))
+        show("per residue: one vector a residue", embed(client, url, model, records, pooled=False))
+        again = show("pooled, asked again", embed(client, url, model, records, pooled=True))
     if any(row.is_cached for row in first) or not all(row.is_cached for row in again):
         sys.exit("the cache did not do its work: the first pass must miss, the second must hit")
-    print("the service has stopped. `make serve` keeps it running; README.md says what to ask of it.")
 
 
 def choose_model() -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from models.catalogue import CATALOGUE, MINI, UnknownModel, find
+from models.catalogue import CATALOGUE, MINI, UnknownModel, find, find_served
 
 # Number of layers, width, heads. Source: fair-esm README, and the config.json of each repository
 PUBLISHED = {

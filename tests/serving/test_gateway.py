@@ -10,7 +10,7 @@ import pytest
 from starlette.datastructures import Headers
 from starlette.requests import HTTPConnection
 
-from models.catalogue import UnknownModel
+from models.catalogue import UnknownModel, find_served
 from serving import health
 from serving.errors import InvalidRequest, InvalidSequences, TooManySequences
 from serving.gateway import TIMEOUT_HEADER, Gateway
@@ -145,6 +145,23 @@ def test_models_are_found_by_their_exact_names(gateway: Gateway, served: ServedM
     for name in ("esm2_min", "ESM2_MINI", "prot_t5"):
         with pytest.raises(UnknownModel):
             gateway.find(name)
+
+
+async def test_versions_side_by_side_are_found_by_name_and_version(data_dir: Path) -> None:
+    """The first is the model; both can be asked for by their versions."""
+    first, second = (
+        ServedModel(find_served(name), version, {}, CountingRunner())
+        for name, version in (("esm2_mini", "v1"), ("esm2_mini:v2", "v2"))
+    )
+    settings = Settings(redis_url=f"unix://{data_dir}/nobody.sock", data_dir=data_dir)
+    gateway = Gateway.build(settings, {served.model.name: served for served in (first, second)})
+    for find in (gateway.find, gateway.find_any):
+        assert [find(name) for name in ("esm2_mini", "esm2_mini:v1", "esm2_mini:v2")] == [first, first, second]
+        for name in ("esm2_mini:v3", "esm2_mini:", ":v1"):
+            with pytest.raises(UnknownModel):
+                find(name)
+    assert gateway.default_model == "esm2_mini"
+    await gateway.client.aclose()
 
 
 async def test_a_gateway_is_ready_when_every_runner_computes(

@@ -149,7 +149,7 @@ def test_versions_are_kept_in_models(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_resolved_versions_reach_the_processes_that_are_started_later(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MODELS", "esm2_mini")
     monkeypatch.setenv("TEXT_MODELS", "a/b=folder,minilm")
-    settings.pin_models({"esm2_mini": "abc", "prot_t5": "def"}, {"a/b": "a--b:1", "minilm": "minilm:2"})
+    settings.pin_models(["esm2_mini:abc", "prot_t5:def"], {"a/b": "a--b:1", "minilm": "minilm:2"})
     assert load_settings().models == ("esm2_mini:abc", "prot_t5:def")
     assert load_settings().texts == {"a/b": "a--b:1", "minilm": "minilm:2"}
 
@@ -172,7 +172,7 @@ def test_texts_can_be_served_alone(monkeypatch: pytest.MonkeyPatch) -> None:
         load_settings()
     monkeypatch.setenv("TEXT_MODELS", "minilm")
     assert load_settings().models == ()
-    settings.pin_models({}, {"minilm": "minilm:1"})
+    settings.pin_models([], {"minilm": "minilm:1"})
     assert load_settings().models == ()
 
 
