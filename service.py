@@ -21,6 +21,7 @@ from typing import Annotated, Any, Literal
 import bentoml
 import numpy as np
 from bentoml.exceptions import BentoMLException, NotFound
+from bentoml.images import Image
 from bentoml.validators import ContentType, DType
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
@@ -313,13 +314,20 @@ OWN_TELEMETRY: dict[str, Any] = {
     "logging": {"access": {"enabled": False}},
 }
 
+IMAGE = None
+IMAGE_TORCH = os.environ.get("IMAGE_TORCH", "cpu")
+if image.UV.exists():  # without the compilers that BentoML adds to a distribution which it knows by name
+    IMAGE = Image(image.BASE, distro="").run(
+        image.first_command(IMAGE_TORCH, os.environ.get("PIP_FIND_LINKS", ""))
+    )
+
 for _runner in RUNNERS.values():
     setattr(_Gateway, _runner.name, bentoml.depends(_runner))
 
 ProteinEmbeddingService = bentoml.service(
     name="protein_embedding_service",
-    image=image.make_image(),
-    labels={"torch": image.TORCH},
+    image=IMAGE,
+    labels={"torch": IMAGE_TORCH},
     workers=settings.gateway_workers,
     # What a Bento serves is what it was built with
     envs=[{"name": name, "value": value} for name, value in PINNED.items()],
