@@ -137,7 +137,7 @@ def test_the_rules_become_a_prometheus_rule() -> None:
 @needs_promtool
 @rendering
 def test_prometheus_counts_what_the_scalers_go_by(tmp_path: Path) -> None:
-    """Two gateways tell the same of a queue of three jobs, one of which is under way; two models wait in one pod."""
+    """Two gateways tell the same of three jobs that wait, and one is under way; one pod has two queues."""
     (trigger,) = of_kind(Manifests.of("split"), "ScaledObject")["spec"]["triggers"]
     (adapter,) = yaml.safe_load((K8S / "prometheus-adapter/rules.yaml").read_text())["rules"]
     asked = {"Series": "batcher_queue_size", "LabelMatchers": 'namespace="n",pod=~"p|q"', "GroupBy": "pod"}
