@@ -76,6 +76,7 @@ def variables(manifests: Manifests, workload: Manifest) -> Iterator[str]:
     known = {name.upper() for name in Settings.model_fields}
     given = manifests.environment(workload)
     yield from (f"nobody reads {name}" for name in sorted(given.keys() - known - OTHERS))
+    yield from (f"{name} refers to what is not set before it" for name, value in given.items() if "$(" in value)
     for name in ("MODELS", "REDIS_URL", "DATA_DIR", "API_KEYS_FILE", "ADMIN_API_KEYS_FILE"):
         if name not in given:
             yield f"{name} is not set"

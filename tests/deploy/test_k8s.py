@@ -23,7 +23,7 @@ from tests.deploy.manifests import (
     pod_of,
     why_not,
 )
-from tests.deploy.names import JOB, RULES, rules
+from tests.deploy.names import JOB
 from tests.deploy.operators import SCHEMAS
 from tests.deploy.test_rules import needs_promtool, promtool
 
@@ -126,12 +126,34 @@ def test_the_example_of_secrets_has_no_value() -> None:
     assert "/deploy/k8s/secrets.yaml" in (ROOT / ".gitignore").read_text().splitlines()
 
 
-def test_the_rules_become_a_prometheus_rule() -> None:
-    """As README.md there has it: the files under `spec`."""
-    text = (K8S / "README.md").read_text()
-    assert all(name.removesuffix(".yml") in text for name in RULES)
-    for kind in ("record", "alert"):
-        assert rules(kind)
+@rendering
+@for_each
+def test_the_gateways_and_redis_are_reached_by_whom_they_should_be(overlay: str) -> None:
+    """And what comes out goes to Redis, names, the collector and, where there is one, the object store."""
+    manifests = Manifests.of(overlay)
+    into, out = set(), set()
+    for policy in manifests.of_kind("NetworkPolicy"):
+        about = policy["spec"]["podSelector"].get("matchLabels", {}).get("app.kubernetes.io/name", "all")
+        assert policy["spec"]["policyTypes"], "what it is about is not said"
+        for rule in policy["spec"].get("ingress", []):
+            into |= {(about, who(peer)) for peer in rule["from"]}
+        for rule in policy["spec"].get("egress", []):
+            out |= {(about, who(peer)) for peer in rule["to"]}
+    ours = "protein-embedding-service"
+    assert into == {(ours, "ingress-nginx/ingress-nginx"), (ours, "monitoring/prometheus"), ("redis", ours)}
+    expected = {("all", "kube-system/kube-dns"), (ours, "redis"), (ours, "observability")}
+    assert out == expected | ({(ours, "0.0.0.0/0")} if overlay.endswith("-s3") else set())
+
+
+def who(peer: Manifest) -> str:
+    """NAMESPACE/NAME of who is let through, or addresses."""
+    if "ipBlock" in peer:
+        return str(peer["ipBlock"]["cidr"])
+    names = [
+        peer.get("namespaceSelector", {}).get("matchLabels", {}).get("kubernetes.io/metadata.name"),
+        *peer.get("podSelector", {}).get("matchLabels", {}).values(),
+    ]
+    return "/".join(filter(None, names))
 
 
 @needs_promtool
@@ -259,6 +281,7 @@ BODY_SIZE = ("metadata", "annotations", "nginx.ingress.kubernetes.io/proxy-body-
         ("cpu", container_at("livenessProbe", "httpGet", "path", value="/readyz"), "livenessProbe asks /readyz"),
         ("cpu", container_at("readinessProbe", "timeoutSeconds", value=5), "gives up after 5 s"),
         ("cpu", container_at("env", 1, "value", value="redis://redis-0:6379/0"), "no Redis at redis-0"),
+        ("cpu", container_at("env", 0, "name", value="PASSWORD"), "REDIS_URL refers to what is not set"),
         ("cpu", pod_at("securityContext", "runAsUser", value=1000), "the image has 1034"),
         ("cpu", pod_at("terminationGracePeriodSeconds", value=30), "killed after 30 s"),
         ("cpu", at("HorizontalPodAutoscaler", *HPA, value="batcher_queue_length"), "no metric is batcher_queue_l"),
