@@ -19,8 +19,10 @@ class Pods:
     paid_s: float = 0.0
     ready_s: float = 0.0
     busy_s: float = 0.0
+    num_orders: int = 0
 
     def change(self, now: float, by: int) -> None:
+        self.num_orders += by > 0
         self.counts.append((now, (self.counts[-1][1] if self.counts else 0) + by))
 
     @property
@@ -31,7 +33,8 @@ class Pods:
 @dataclass(frozen=True)
 class Outcome:
     """waits_s, latencies_s: of each request that was answered, until its first sequence is begun and until its last is
-    done; of a job, until it is first begun and until it is done. num_arrived is the sum of the other four.
+    done; of a job, until it is first begun and until it is done. answered_arrivals: when they came. num_arrived is the
+    sum of the other four.
     """
 
     horizon_s: float
@@ -40,6 +43,7 @@ class Outcome:
     num_rejected: int
     num_lost: int
     num_open: int
+    answered_arrivals: np.ndarray
     waits_s: np.ndarray
     latencies_s: np.ndarray
     pods: Pods
