@@ -1,1 +1,1 @@
-"""How many devices a load needs: rates, costs, and a simulation of the service on a cluster. Nothing is measured here."""
+"""How many devices a load needs: costs, and a simulation of a cluster. Nothing is measured here."""

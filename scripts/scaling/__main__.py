@@ -1,4 +1,4 @@
-"""How many devices a load needs. Nothing is measured here: rates come from docs/benchmarks.md, or are marked estimates.
+"""How many devices a load needs. Rates come from docs/benchmarks.md or are marked as estimates.
 
     python -m scripts.scaling cost --price H100=2.50
     python -m scripts.scaling sizes

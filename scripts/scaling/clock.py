@@ -1,7 +1,7 @@
 """Simulated time: what happens when, in order.
 
-A heap is enough. SimPy's resources have a fixed capacity and serve one request at a time; devices here come and go and
-take batches from the service's own `Schedule`, so of SimPy only the event loop would be used.
+A heap is enough. SimPy's resources have a fixed capacity and serve one request at a time; devices here come and go
+and take batches from the service's own `Schedule`, so of SimPy only the event loop would be used.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The service on a cluster: pods with one device each, a balancer in front, an autoscaler that looks at their queues.
+"""The service on a cluster: pods with a device each, a balancer, an autoscaler that looks at their queues.
 
 Each pod has the service's own queue (`models.schedule`), so who goes first is what the batcher would say.
 """
@@ -24,12 +24,14 @@ Balancer = Literal["random", "shortest", "shared"]
 
 @dataclass(frozen=True)
 class Settings:
-    """cost_per_s: tokens' worth of arithmetic that a device does in a second; batch_overhead_s: of each batch beside it.
+    """cost_per_s: tokens' worth of arithmetic that a device does in a second; batch_overhead_s: of each batch
+    beside it.
 
-    pull_s, load_s: from the order of a pod until its container runs, then until its model computes. metric_delay_s:
-    age of what the autoscaler sees. grace_s: that a pod has for what it holds when it is told to end. max_queue_cost:
-    of what may wait in a pod. balancer: `random` as kube-proxy does, `shortest` queue, or one queue for all, which the
-    service does not have. target: of `batcher_queue_size`, sequences that wait in a pod in the mean.
+    pull_s, load_s: from the order of a pod until its container runs, then until its model computes.
+    metric_delay_s: age of what the autoscaler sees. grace_s: that a pod has for what it holds when it is told to
+    end. max_queue_cost: of what may wait in a pod. balancer: `random` as kube-proxy does, `shortest` queue, or one
+    queue for all, which the service does not have. target: of `batcher_queue_size`, sequences that wait in a pod
+    in the mean.
     """
 
     cost_per_s: float
@@ -198,8 +200,9 @@ class Cluster:
         wanted = self._autoscaler.decide(now, len(staying), desired)
         for _ in range(wanted - len(staying)):
             self._clock.after(self.settings.pull_s, functools.partial(self._make_pulled, self._order()))
-        # The first to go are those that are not ready, then the youngest: kubernetes, controller_utils.go, ActivePods
-        for pod in sorted(staying, key=lambda pod: (pod.is_ready, -pod.ordered))[: len(staying) - wanted]:
+        # First go those that are not ready, then the youngest: kubernetes, controller_utils.go, ActivePods
+        by_turn = sorted(staying, key=lambda pod: (pod.is_ready, -pod.ordered))
+        for pod in by_turn[: max(0, len(staying) - wanted)]:
             self._dismiss(pod)
 
     def _dismiss(self, pod: Pod) -> None:

@@ -15,8 +15,8 @@ MAX_LENGTH = 5000  # residues; the service's default limit
 
 @dataclass(frozen=True)
 class Trace:
-    """arrivals: (N,) seconds, in order. starts: (N + 1,) places in `costs`; the sequences of request i stand between
-    two of them. costs: tokens' worth of arithmetic of each sequence, at least 1.
+    """arrivals: (N,) seconds, in order. starts: (N + 1,) places in `costs`; the sequences of request i stand
+    between two of them. costs: tokens' worth of arithmetic of each sequence, at least 1.
     """
 
     arrivals: np.ndarray

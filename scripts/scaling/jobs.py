@@ -1,7 +1,7 @@
 """Workers of jobs that KEDA brings up from none, by the length of the queue in Redis.
 
-A job is one worker's from its start to its end; more workers make a queue shorter, not a job. A worker that is told to
-end hands its job back, and the next one goes on behind its last window (docs/decisions/0019-jobs.md).
+A job is one worker's from its start to its end; more workers make a queue shorter, not a job. A worker that is
+told to end hands its job back, and the next one goes on behind its last window (docs/decisions/0019-jobs.md).
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ Trigger = Literal["queued", "unfinished"]
 
 @dataclass(frozen=True)
 class JobSettings:
-    """trigger: what is counted, jobs that wait for a worker or these and those under way. target: of it for each worker.
+    """trigger: what is counted, jobs that wait for a worker or these and those under way. target: of it for each
+    worker.
 
-    start_s: from the order of a worker until its model computes. polling_s, cooldown_s: KEDA's pollingInterval, which
-    is also the age of the count, and cooldownPeriod. window_s: `serving.jobs.windows.WINDOW_S`.
+    start_s: from the order of a worker until its model computes. polling_s, cooldown_s: KEDA's pollingInterval,
+    which is also the age of the count, and cooldownPeriod. window_s: `serving.jobs.windows.WINDOW_S`.
     """
 
     trigger: Trigger = "unfinished"
@@ -147,7 +148,7 @@ class JobCluster:
         for _ in range(wanted - num):
             self._order()
         # The youngest go first, whatever they do: no controller knows of jobs
-        for worker in sorted(self._workers, key=lambda worker: -worker.ordered)[: num - wanted]:
+        for worker in sorted(self._workers, key=lambda worker: -worker.ordered)[: max(0, num - wanted)]:
             self._dismiss(worker)
 
     def _order(self) -> None:

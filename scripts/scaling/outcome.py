@@ -11,8 +11,8 @@ import numpy as np
 class Pods:
     """Pods over time: what they are paid for, and what of it they compute.
 
-    counts: (seconds, pods that are paid for) whenever that changes. Sums in seconds: paid_s from the order of a pod,
-    ready_s of those that serve, busy_s of those that compute.
+    counts: (seconds, pods that are paid for) whenever that changes. Sums in seconds: paid_s from the order of a
+    pod to its end, ready_s while it serves, busy_s while it computes. num_orders: pods that were ordered.
     """
 
     counts: list[tuple[float, int]] = field(default_factory=list)
@@ -32,9 +32,9 @@ class Pods:
 
 @dataclass(frozen=True)
 class Outcome:
-    """waits_s, latencies_s: of each request that was answered, until its first sequence is begun and until its last is
-    done; of a job, until it is first begun and until it is done. answered_arrivals: when they came. num_arrived is the
-    sum of the other four.
+    """waits_s, latencies_s: of each request that was answered, until its first sequence is begun and until its
+    last is done; of a job, until it is first begun and until it is done. answered_arrivals: when they came.
+    num_arrived is the sum of the other four.
     """
 
     horizon_s: float

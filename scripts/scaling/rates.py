@@ -21,8 +21,8 @@ MEASURED: Mapping[str, float] = {
     "esm2_t33_650M": 1_125,
     "prot_t5": 611,
 }
-# bfloat16 operations a second of dense products, as the vendor states them. Source: NVIDIA's data sheets of L4, A100
-# and H100 SXM; those of L4 and H100 give twice as much, for sparse products
+# bfloat16 operations a second of dense products, as the vendor states them. Source: NVIDIA's data sheets of L4,
+# A100 and H100 SXM; those of L4 and H100 give twice as much, for sparse products
 PEAKS: Mapping[str, float] = {"L4": 121e12, "A100": 312e12, "H100": 989e12}
 ESTIMATED_MODELS = ("esm2_t12_35M", "esm2_t30_150M", "esm2_t33_650M", "esm2_t36_3B", "prot_t5")
 UTILISATION = 0.3  # share of the peak that the models' useful operations reach; an assumption

@@ -49,6 +49,7 @@ def add_cluster(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--load-s", type=float, default=settings.load_s, help="then: model load")
     parser.add_argument("--balancer", default="random", choices=["random", "shortest", "shared"])
+    parser.add_argument("--plot", type=Path, help="a PNG; needs matplotlib")
     _add_run(parser)
 
 
@@ -113,7 +114,6 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--days", type=float, default=1.0)
     parser.add_argument("--price", type=float, default=0.10, help="dollars an hour of a pod: an assumption")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--plot", type=Path, help="a PNG; needs matplotlib")
 
 
 def _settings(options: argparse.Namespace) -> Settings:
