@@ -42,9 +42,9 @@ def desired_replicas(
     """Replicas for a metric of pods: ceil(replicas x mean / target), unless the mean is within the tolerance.
 
     Args:
-        metrics: of each pod that has one. num_pending: pods without a node or an image yet, which count as 0 on
-        the way up and not at all on the way down. num_missing: pods that run and have no metric, which count as 0
-        on the way up and as the target on the way down.
+        metrics: of each pod that has one.
+        num_pending: pods without a node or an image yet: 0 on the way up, not counted on the way down.
+        num_missing: pods that run and have no metric: 0 on the way up, the target on the way down.
     """
     if not metrics:
         return current

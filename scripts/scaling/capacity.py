@@ -86,7 +86,7 @@ class Load:
     """What one busy device asks of everything else.
 
     proteins_per_s: that it computes. miss_cores: cores that requests of one protein take besides arithmetic.
-    worker: gateway workers that replies per residue take. network_mb_per_s: of them, raw. redis_hours: until
+    workers: gateway workers that replies per residue take. network_mb_per_s: of them, raw. redis_hours: until
     pooled embeddings fill the memory; residues_redis_minutes: until those per residue do. disk_gb_per_hour:
     results of jobs per residue.
     """

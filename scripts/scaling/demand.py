@@ -63,7 +63,8 @@ class Demand:
         for start in bursts:
             is_burst |= (times >= start) & (times < start + self.burst_s)
         rates *= np.where(is_burst, self.burst_factor, 1.0)
-        return times[rng.random(len(times)) * most < rates]
+        arrivals: np.ndarray = times[rng.random(len(times)) * most < rates]
+        return arrivals
 
 
 def costs(lengths: np.ndarray, dim: int) -> np.ndarray:

@@ -147,12 +147,15 @@ def _variants(base: Settings) -> Iterator[tuple[str, Settings]]:
     behaviour = base.behaviour
     for target in (2.0, 5.0, 10.0, 20.0, 50.0, 100.0):
         yield f"target {target:g}", dataclasses.replace(base, target=target)
-    changes = {f"down window {seconds} s": {"down_window_s": float(seconds)} for seconds in (60, 600, 1800)}
-    changes |= {f"min {num}": {"min_replicas": num} for num in (1, 3, 4, 6)}
-    for name, change in changes.items():
-        yield name, dataclasses.replace(base, behaviour=dataclasses.replace(behaviour, **change))
-    yield "one up a minute", dataclasses.replace(base, behaviour=dataclasses.replace(behaviour, up=SLOW_UP))
-    yield "one down in 2 min", dataclasses.replace(base, behaviour=dataclasses.replace(behaviour, down=SLOW_DOWN))
+    changed = {
+        f"down window {seconds} s": dataclasses.replace(behaviour, down_window_s=float(seconds))
+        for seconds in (60, 600, 1800)
+    }
+    changed |= {f"min {num}": dataclasses.replace(behaviour, min_replicas=num) for num in (1, 3, 4, 6)}
+    changed["one up a minute"] = dataclasses.replace(behaviour, up=SLOW_UP)
+    changed["one down in 2 min"] = dataclasses.replace(behaviour, down=SLOW_DOWN)
+    for name, one in changed.items():
+        yield name, dataclasses.replace(base, behaviour=one)
     for seconds in (10.0, 300.0):
         yield f"pull {seconds:g} s", dataclasses.replace(base, pull_s=seconds)
     yield "shortest queue", dataclasses.replace(base, balancer="shortest")
