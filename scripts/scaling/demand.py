@@ -69,7 +69,8 @@ class Demand:
 
 def costs(lengths: np.ndarray, dim: int) -> np.ndarray:
     """`models.planning.cost` of many lengths."""
-    return lengths + lengths * lengths // (6 * dim)
+    found: np.ndarray = lengths + lengths * lengths // (6 * dim)
+    return found
 
 
 def cost_per_residue(dim: int, num: int = 100_000) -> float:
