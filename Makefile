@@ -69,10 +69,18 @@ format: $(VENV)/.dev ## format the code and mend what lint can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bento: setup import ## build the Bento protein_embedding_service:VERSION with MODELS
-	$(BIN)/bentoml build
+bento: setup import ## build the Bento protein_embedding_service:VERSION with MODELS inside
+	$(BIN)/python -m scripts.build_bento
+
+bento-gpu: setup import ## the same, for an image with CUDA
+	$(BIN)/python -m scripts.build_bento --torch cuda
+
+image: ## make an OCI image of the newest Bento; needs a Docker engine
+	@docker info >/dev/null 2>&1 || { echo "there is no Docker engine here; any builder of images takes \
+	env/docker/Dockerfile in the folder that \`make bento\` prints (docs/deploy.md)" >&2; exit 1; }
+	$(BIN)/bentoml containerize protein_embedding_service:latest
 
 clean: ## remove .venv and what the tools left
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
-.PHONY: help setup import demo serve test loadtest check format bento clean
+.PHONY: help setup import demo serve test loadtest check format bento bento-gpu image clean

@@ -32,7 +32,7 @@ from models.runner import RunnerOptions, fault_of, make_runner
 from models.text import stored as text_store
 from models.text.model import TextModel
 from models.text.settings import TextSettings
-from serving import errors
+from serving import errors, image
 from serving.access import Access
 from serving.admission import Admission
 from serving.app import ExplainPlainErrors, RefuseForms, create_app
@@ -318,6 +318,8 @@ for _runner in RUNNERS.values():
 
 ProteinEmbeddingService = bentoml.service(
     name="protein_embedding_service",
+    image=image.make_image(),
+    labels={"torch": image.TORCH},
     workers=settings.gateway_workers,
     # What a Bento serves is what it was built with
     envs=[{"name": name, "value": value} for name, value in PINNED.items()],

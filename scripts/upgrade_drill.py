@@ -77,11 +77,10 @@ class Load:
             for client in clients:
                 client.result()
 
-    def run(self, phase: str, targets: Sequence[Target], seconds: float) -> None:
-        """From now on requests go there; returns after so long."""
+    def direct(self, phase: str, targets: Sequence[Target]) -> None:
+        """From now on requests go there."""
         with self._lock:
             self.phase, self.targets = phase, targets
-        time.sleep(seconds)
 
     def _ask_for_ever(self, seed: int) -> None:
         draw = np.random.default_rng(seed)
@@ -123,7 +122,7 @@ class Load:
 
 
 def drill(folder: Path, seconds: float, num_clients: int) -> Load:
-    """Each of the five phases under load for so many seconds."""
+    """Each of the four phases under load, for so many seconds and while services start and end."""
     store = folder / "store"
     old, new = import_version(store, seed=0), import_version(store, seed=1)
     proteins = random_proteins(NUM_PROTEINS)
@@ -150,32 +149,32 @@ def drill(folder: Path, seconds: float, num_clients: int) -> Load:
 
     with contextlib.ExitStack() as stack:
         before = stack.enter_context(service("old", old))
-        everything_old = [Target(before.url, MINI.name, old)]
-        load.run("old", everything_old, 0)
-        stack.enter_context(load.running(num_clients))
-        time.sleep(seconds)
+        load.direct("old", [Target(before.url, MINI.name, old)])
+        with load.running(num_clients):
+            time.sleep(seconds)
 
-        both = stack.enter_context(service("both", new, old))
-        load.run(
-            "canary",
-            [
-                Target(before.url, MINI.name, old, 1 - CANARY_SHARE),
-                Target(both.url, MINI.name, new, CANARY_SHARE / 2),
-                Target(both.url, f"{MINI.name}:{old}", old, CANARY_SHARE / 4),
-                Target(both.url, f"{MINI.name}:{new}", new, CANARY_SHARE / 4),
-            ],
-            seconds,
-        )
-        after = stack.enter_context(service("new", new))
-        load.run("switched", [Target(after.url, MINI.name, new)], 0)
-        end(both)
-        end(before)
-        time.sleep(seconds)
+            both = stack.enter_context(service("both", new, old))
+            load.direct(
+                "canary",
+                [
+                    Target(before.url, MINI.name, old, 1 - CANARY_SHARE),
+                    Target(both.url, MINI.name, new, CANARY_SHARE / 2),
+                    Target(both.url, f"{MINI.name}:{old}", old, CANARY_SHARE / 4),
+                    Target(both.url, f"{MINI.name}:{new}", new, CANARY_SHARE / 4),
+                ],
+            )
+            time.sleep(seconds)
 
-        again = stack.enter_context(service("old-again", old))
-        load.run("rolled back", [Target(again.url, MINI.name, old)], 0)
-        end(after)
-        time.sleep(seconds)
+            after = stack.enter_context(service("new", new))
+            load.direct("switched", [Target(after.url, MINI.name, new)])
+            end(both)
+            end(before)
+            time.sleep(seconds)
+
+            again = stack.enter_context(service("old-again", old))
+            load.direct("rolled back", [Target(again.url, MINI.name, old)])
+            end(after)
+            time.sleep(seconds)
     redis.stop()
     return load
 
@@ -197,8 +196,8 @@ def random_proteins(count: int) -> list[str]:
 def embeddings_of(store: Path, version: str, proteins: Sequence[str]) -> np.ndarray:
     """What the engine makes of each alone, without a service; (B, dim) float32."""
     engine = Engine(store / "models" / MINI.store_name / version, MINI, precision="fp32")
-    (*rows,) = (engine.embed([Item(protein, pooled=True, dtype="float32")])[0] for protein in proteins)
-    return np.stack(rows)
+    alone = (engine.embed([Item(protein, pooled=True, dtype="float32")])[0] for protein in proteins)
+    return np.stack([row for row in alone if isinstance(row, np.ndarray)])
 
 
 def report(load: Load) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ RULES = ("recording.yml", "alerts.yml")
 DASHBOARDS = sorted((DEPLOY / "grafana" / "dashboards").glob("*.json"))
 JOB = "protein_embedding_service"  # in Prometheus; rules and dashboards go by it
 OF_PROMETHEUS = frozenset({"up", "ALERTS"})  # which it makes itself
-VARIABLES = {"$__rate_interval": "20s", "$job": JOB, "$model": ".*"}  # of the dashboards, as the tests set them
+VARIABLES = {"$__rate_interval": "5m", "$job": JOB, "$model": ".*"}  # of the dashboards, as the tests set them
 _SUFFIXES = {"counter": ("_total",), "gauge": ("",), "histogram": ("_bucket", "_sum", "_count")}
 
 # Words of PromQL in the order in which they are told apart; a name that is followed by ( is a function
@@ -35,6 +36,8 @@ _TOKEN = re.compile(
     | (?P<name>[a-zA-Z_:][\w:]*)""",
     re.VERBOSE,
 )
+# Or a string, which is left as it is
+_THRESHOLD = re.compile(r"(\"[^\"]*\")|\s*(?:[=!<>]=|[<>])\s*\d[\d.]*(?:\s*\*\s*\d[\d.]*)*")
 _OPERATORS = frozenset(
     {"and", "or", "unless", "offset", "bool", "sum", "min", "max", "count", "avg", "inf", "nan"}
 )
@@ -61,6 +64,25 @@ def metrics_of(expression: str) -> frozenset[str]:
     """Names of the metrics that an expression asks for, recorded ones too."""
     found = (match["name"] for match in _TOKEN.finditer(expression))
     return frozenset(name for name in found if name and name.lower() not in _OPERATORS)
+
+
+def selectors_of(expression: str) -> frozenset[str]:
+    """Those metrics with the labels by which they are asked for, as `up{job="x"}`."""
+    tokens = [*_TOKEN.finditer(expression), None]
+    found = set()
+    for token, after in itertools.pairwise(tokens):
+        assert token
+        if (name := token["name"]) and name.lower() not in _OPERATORS:
+            found.add(name + ((after and after["labels"]) or ""))
+    return frozenset(found)
+
+
+def without_thresholds(alert: str) -> str:
+    """The expression of an alert such that it has a value whenever the alert could tell whether to fire.
+
+    Comparisons with numbers are left out, and what an alert does not fire beside (`unless`) must be there too.
+    """
+    return re.sub(r"\bunless\b", "and", _THRESHOLD.sub(r"\1", alert))
 
 
 def rules(kind: str) -> dict[str, dict[str, Any]]:

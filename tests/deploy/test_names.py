@@ -17,6 +17,8 @@ from tests.deploy.names import (
     metrics_of,
     rule_queries,
     rules,
+    selectors_of,
+    without_thresholds,
 )
 
 QUERIES = [*rule_queries(), *dashboard_queries()]
@@ -36,6 +38,25 @@ QUERIES = [*rule_queries(), *dashboard_queries()]
 )
 def test_names_are_told_from_the_rest_of_promql(expression: str, names: set[str]) -> None:
     assert metrics_of(expression) == names
+
+
+def test_selectors_keep_their_labels() -> None:
+    expression = 'sum by (le) (rate(a{b="}", c=~"5..|d"}[5m])) / max(e) > 0 and f {job="x"} or vector(1) * g[5m]'
+    assert selectors_of(expression) == {'a{b="}", c=~"5..|d"}', "e", 'f{job="x"}', "g"}
+
+
+@pytest.mark.parametrize(
+    ("alert", "expected"),
+    [
+        ("up == 0", "up"),
+        ("a > 14.4 * 0.05\nand b:rate5m >= 20", "a\nand b:rate5m"),
+        ('a{b="> 5", c!="1"} / d > 0.95', 'a{b="> 5", c!="1"} / d'),
+        ("absent(up) or (up == 1 unless on (job) a)", "absent(up) or (up and on (job) a)"),
+        ("rate(a[5m]) > 0.05 unless on (job) redis_up == 0", "rate(a[5m]) and on (job) redis_up"),
+    ],
+)
+def test_an_alert_has_a_value_without_its_threshold(alert: str, expected: str) -> None:
+    assert without_thresholds(alert) == expected
 
 
 @pytest.mark.parametrize("query", QUERIES, ids=lambda query: query.where)

@@ -70,13 +70,32 @@ def test_a_damaged_checkpoint_stops_the_start(data_dir: Path, tmp_path: Path) ->
     assert "Traceback" not in output
 
 
-def test_a_version_can_be_asked_for(stored_models: None, data_dir: Path) -> None:
+def test_versions_can_be_asked_for_and_are_served_side_by_side(stored_models: None, data_dir: Path) -> None:
     older = bentoml.models.get("esm2_mini").tag.version
     import_model.main(["esm2_mini", "--random", "--seed", "5"])  # is the latest one now
+    newer = bentoml.models.get("esm2_mini").tag.version
     try:
-        with LocalService(data_dir, {"MODELS": f"esm2_mini:{older}"}) as service:
-            body = httpx.get(f"{service.url}/embeddings/models").json()
-        assert body["available_models"]["esm2_mini"]["tag"] == f"esm2_mini:{older}"
+        environment = {"MODELS": f"esm2_mini:{older},esm2_mini"}
+        with (
+            LocalService(data_dir, environment) as service,
+            httpx.Client(base_url=service.url, timeout=60) as http,
+        ):
+            listed = http.get("/embeddings/models").json()["available_models"]
+            found = {}
+            for name in ("esm2_mini", f"esm2_mini:{older}", f"esm2_mini:{newer}"):
+                reply = http.post(f"/embeddings/compute/{name}", json={"sequences": [GOOD]}).json()
+                found[name] = (reply["model_info"]["tag"], reply["results"][0]["cached"])
+            unknown = http.post("/embeddings/compute/esm2_mini:nothing", json={"sequences": [GOOD]})
+        assert {name: entry["tag"] for name, entry in listed.items()} == {
+            "esm2_mini": f"esm2_mini:{older}",
+            f"esm2_mini:{newer}": f"esm2_mini:{newer}",
+        }
+        assert list(found.values()) == [
+            (f"esm2_mini:{older}", False),
+            (f"esm2_mini:{older}", True),
+            (f"esm2_mini:{newer}", False),
+        ]
+        assert unknown.status_code == 404
     finally:
         bentoml.models.delete("esm2_mini:latest")
 

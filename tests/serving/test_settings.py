@@ -34,7 +34,7 @@ def test_the_defaults_of_the_triton_based_service_are_kept() -> None:
     [
         ("MODELS", "esm2_mini,esm2_huge"),
         ("MODELS", ","),
-        ("MODELS", "esm2_mini,esm2_mini:v2"),
+        ("MODELS", "esm2_mini:v2,esm2_mini:v2"),
         ("MAX_SEQUENCE_LENGTH", "5"),  # below MIN_SEQUENCE_LENGTH
         ("MAX_SEQUENCE_LENGTH", "many"),
         ("MIN_SEQUENCE_LENGTH", "0"),
