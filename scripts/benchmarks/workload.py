@@ -24,12 +24,17 @@ _RESIDUES = {
 def sample(num: int, max_length: int, seed: int) -> list[str]:
     """Random proteins with Swiss-Prot's lengths and residues, none above `max_length`."""
     rng = np.random.default_rng(seed)
-    lengths: list[int] = []
+    return [random_protein(length, rng) for length in sample_lengths(num, max_length, rng).tolist()]
+
+
+def sample_lengths(num: int, max_length: int, rng: np.random.Generator) -> np.ndarray:
+    """(num,) int64 lengths of Swiss-Prot's distribution, none above `max_length`."""
+    lengths = np.empty(0, np.int64)
     while len(lengths) < num:
-        length = int(np.interp(rng.random(), np.linspace(0, 1, len(_LENGTHS)), _LENGTHS))
-        if length <= max_length:
-            lengths.append(length)
-    return [random_protein(length, rng) for length in lengths]
+        places = rng.random(num - len(lengths))
+        drawn = np.interp(places, np.linspace(0, 1, len(_LENGTHS)), _LENGTHS).astype(np.int64)
+        lengths = np.concatenate([lengths, drawn[drawn <= max_length]])
+    return lengths
 
 
 def random_protein(length: int, rng: np.random.Generator) -> str:

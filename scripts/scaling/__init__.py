@@ -1,0 +1,1 @@
+"""How many devices a load needs: costs, and a simulation of a cluster. Nothing is measured here."""
