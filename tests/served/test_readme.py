@@ -65,7 +65,7 @@ def test_every_file_is_in_the_tree_of_the_readme() -> None:
     ).stdout.split()
     shown = {line.split()[0].rstrip("/") for line in tree.splitlines() if line.strip()}
     for path in map(Path, tracked):
-        is_shown_by_folder = bool({"tests", "benchmarks", "peers"} & set(path.parts))
+        is_shown_by_folder = bool({"tests", "benchmarks", "peers", "scaling"} & set(path.parts))
         name = path.parent.name if is_shown_by_folder else path.name
         if name not in ("__init__.py", "tests"):
             assert name in shown, path
