@@ -12,18 +12,22 @@ import bentoml
 import httpx
 import pytest
 
+from models import store
 from scripts.local_service import ROOT, LocalService
+from serving import image
 from tests.models.text.checkpoints import MINILM
 
 
 @pytest.fixture(scope="module")
 def bento(stored_models: None) -> Iterator[bentoml.Bento]:
-    command = [str(Path(sys.executable).with_name("bentoml")), "build", "--output", "tag"]
+    command = [sys.executable, "-m", "scripts.build_bento"]
     environment = {**os.environ, "MODELS": "esm2_t6_8M,esm2_mini", "TEXT_MODELS": f"org/minilm={MINILM}"}
     output = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, check=True).stdout.decode()
-    tag = output.strip().removeprefix("__tag__:")
+    tag, folder = output.splitlines()
     assert tag.startswith("protein_embedding_service:")
-    yield bentoml.bentos.get(tag)
+    bento = bentoml.bentos.get(tag)
+    assert bento.path == folder
+    yield bento
     bentoml.bentos.delete(tag)
 
 
@@ -38,6 +42,21 @@ def test_it_holds_the_service_and_nothing_else(bento: bentoml.Bento) -> None:
 def test_it_names_its_models_in_their_versions(bento: bentoml.Bento) -> None:
     expected = {str(bentoml.models.get(name).tag) for name in ("esm2_mini", "esm2_t6_8m", "org--minilm")}
     assert {str(model.tag) for model in bento.info.all_models} == expected
+
+
+def test_its_models_are_inside_for_any_builder_of_images(bento: bentoml.Bento) -> None:
+    for model in bento.info.all_models:
+        inside = Path(bento.path, "models", str(model.tag).replace(":", "/"))
+        stored = Path(bentoml.models.get(model.tag).path)
+        assert store.digest_of(inside) == store.digest_of(stored)
+
+
+def test_its_dockerfile_brings_no_compilers(bento: bentoml.Bento) -> None:
+    dockerfile = Path(bento.path, "env", "docker", "Dockerfile").read_text()
+    assert f"FROM {image.BASE} AS" in dockerfile
+    assert "IMAGE_TORCH=cpu" in dockerfile
+    assert "build-essential" not in dockerfile
+    assert bento.info.labels["torch"] == "cpu"
 
 
 def test_served_from_another_folder_it_runs_what_it_was_built_with(
