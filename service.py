@@ -98,7 +98,7 @@ def resolve_text(name: str, source: str) -> tuple[bentoml.Model, TextModel]:
 
 def check_defaults() -> None:
     """A default that is not served, or is for something else, stops the start."""
-    embedders = [*PROTEINS, *(name for name, row in ROWS.items() if row.kind == "embedding")]
+    embedders = [*PROTEINS, *VERSIONS, *(name for name, row in ROWS.items() if row.kind == "embedding")]
     rerankers = [name for name, row in ROWS.items() if row.kind == "reranking"]
     for variable, wanted, names in (
         ("DEFAULT_EMBEDDING_MODEL", settings.default_embedding_model, embedders),
@@ -110,14 +110,12 @@ def check_defaults() -> None:
 
 STORED = by_served_name(settings.models)
 PROTEINS = {name: find_served(name) for name in STORED}
+VERSIONS = [f"{PROTEINS[name].base_name}:{stored.tag.version}" for name, stored in STORED.items()]
 RESOLVED = {name: resolve_text(name, source) for name, source in settings.texts.items()}
 STORED_TEXTS = {name: stored for name, (stored, _) in RESOLVED.items()}
 ROWS = {name: row for name, (_, row) in RESOLVED.items()}
 check_defaults()
-PINNED = pin_models(
-    [f"{PROTEINS[name].base_name}:{stored.tag.version}" for name, stored in STORED.items()],
-    {name: str(stored.tag) for name, stored in STORED_TEXTS.items()},
-)
+PINNED = pin_models(VERSIONS, {name: str(stored.tag) for name, stored in STORED_TEXTS.items()})
 OPTIONS = RunnerOptions(
     precision=settings.precision,
     use_kernels=settings.use_kernels,
@@ -317,7 +315,7 @@ OWN_TELEMETRY: dict[str, Any] = {
 IMAGE = None
 IMAGE_TORCH = os.environ.get("IMAGE_TORCH", "cpu")
 if image.UV.exists():  # without the compilers that BentoML adds to a distribution which it knows by name
-    IMAGE = Image(image.BASE, distro="").run(
+    IMAGE = Image(image.BASE, distro="", python_version=image.PYTHON).run(
         image.first_command(IMAGE_TORCH, os.environ.get("PIP_FIND_LINKS", ""))
     )
 

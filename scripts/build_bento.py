@@ -40,10 +40,12 @@ def build(torch: str) -> bentoml.Bento:
 
 def add_models(bento: bentoml.Bento) -> None:
     """The models that the Bento names go into its folder, without taking room a second time where that can be."""
-    for model in bento.info.all_models:
-        stored = bentoml.models.get(model.tag)
-        inside = Path(bento.path, "models", stored.tag.name, str(stored.tag.version))
-        shutil.copytree(stored.path, inside, copy_function=_link)
+    every = [bentoml.models.get(model.tag) for model in bento.info.all_models]
+    for stored in sorted(every, key=lambda one: one.info.creation_time):
+        folder = Path(bento.path, "models", stored.tag.name)
+        shutil.copytree(stored.path, folder / str(stored.tag.version), copy_function=_link)
+        # BentoML would write it when a name without a version is asked for, where nobody may write
+        (folder / "latest").write_text(str(stored.tag.version))
 
 
 def _link(source: str, target: str) -> None:

@@ -42,7 +42,7 @@ class Row:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m scripts.demo", description=__doc__)
     parser.add_argument("--fasta", type=Path, default=ROOT / "examples" / "proteins.fasta")
-    parser.add_argument("--url", help="of a service that runs already; its first model is used")
+    parser.add_argument("--url", help="of a service that runs already, without keys; its first model is used")
     options = parser.parse_args()
     records = parse_fasta(options.fasta.read_text())
     if options.url is not None:

@@ -128,7 +128,6 @@ def drill(folder: Path, seconds: float, num_clients: int) -> Load:
     proteins = random_proteins(NUM_PROTEINS)
     load = Load(proteins, {version: embeddings_of(store, version, proteins) for version in (old, new)})
     redis = EmbeddedRedis(folder, max_memory_mb=256)
-    redis.start()
     shared = {
         "BENTOML_HOME": str(store),
         "REDIS_URL": f"unix://{redis.socket}",
@@ -148,6 +147,8 @@ def drill(folder: Path, seconds: float, num_clients: int) -> Load:
             load.faults.append(f"{load.phase}: the service that was told to end exited with {status}")
 
     with contextlib.ExitStack() as stack:
+        redis.start()
+        stack.callback(redis.stop)
         before = stack.enter_context(service("old", old))
         load.direct("old", [Target(before.url, MINI.name, old)])
         with load.running(num_clients):
@@ -175,7 +176,6 @@ def drill(folder: Path, seconds: float, num_clients: int) -> Load:
             load.direct("rolled back", [Target(again.url, MINI.name, old)])
             end(after)
             time.sleep(seconds)
-    redis.stop()
     return load
 
 

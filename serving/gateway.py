@@ -7,6 +7,7 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -170,18 +171,21 @@ class Gateway:
             raise NoSuchModel("no protein model is served here; MODELS names those that are")
         return next(iter(self.served))
 
+    @cached_property
+    def by_name(self) -> dict[str, ServedModel]:
+        """The protein models, by all that a request may call them: their names, and name:version."""
+        versions = {f"{one.model.base_name}:{one.version}": one for one in self.served.values()}
+        return {**versions, **self.served}
+
     def find(self, name: str) -> ServedModel:
         """The served model of exactly this name, or of this name and version.
 
         Raises:
             UnknownModel: it is not served here, with the names that come near.
         """
-        if name in self.served:
-            return self.served[name]
-        base, _, version = name.partition(":")
-        if base in self.served and self.served[base].version == version:
-            return self.served[base]
-        raise UnknownModel(name, list(self.served))
+        if name not in self.by_name:
+            raise UnknownModel(name, list(self.served))
+        return self.by_name[name]
 
     @property
     def default_embedder(self) -> str:
@@ -249,7 +253,7 @@ class Gateway:
         work += [self._end_what_takes_too_long(), *(served.runner.attend() for served in self.all_served)]
         if self.settings.role != "api":
             jobs = self.jobs
-            worker = JobWorker(jobs.queue, jobs.store, self.pipeline, self.served, jobs.measures)
+            worker = JobWorker(jobs.queue, jobs.store, self.pipeline, self.by_name, jobs.measures)
             work += [self._until_closing(worker.run()) for _ in range(self.settings.job_concurrency)]
         with told_to_end(self.is_closing):
             tasks = [asyncio.create_task(each) for each in work]
@@ -286,7 +290,7 @@ class Gateway:
             found = measures.measures_of_process()
             found.cpu.set(psutil.cpu_percent())
             try:
-                await self.jobs.note_depths(self.served)
+                await self.jobs.note_depths(self.by_name)
                 await self.client.ping()
                 found.redis_up.set(1)
             except redis_server.REDIS_ERRORS:

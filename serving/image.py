@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from shlex import quote
 
-BASE = "python:3.11-slim"
+PYTHON = "3.11"
+BASE = f"python:{PYTHON}-slim"
 UV = Path("deploy/image/uv")  # from where the Bento is built; a Bento has none, nothing is left to make in it
 
 

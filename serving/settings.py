@@ -209,7 +209,7 @@ class Settings(BaseSettings):
     @field_validator("default_embedding_model", "default_reranking_model")
     @classmethod
     def _named_default(cls, value: str | None) -> str | None:
-        if value is not None and value not in CATALOGUE:
+        if value is not None and value.partition(":")[0] not in CATALOGUE:
             check_text_name(value)
         return value
 
@@ -266,7 +266,8 @@ class Settings(BaseSettings):
         """Source of every text model by its name; the defaults too, where they are not of the catalogue."""
         named = dict(text_entry(entry) for entry in self.text_models)
         defaults = (self.default_embedding_model, self.default_reranking_model)
-        return named | {name: name for name in defaults if name and name not in named and name not in CATALOGUE}
+        others = [name for name in defaults if name and name.partition(":")[0] not in CATALOGUE]
+        return {name: name for name in others} | named
 
     def max_texts(self, kind: Kind) -> int:
         """Texts of a request at most."""

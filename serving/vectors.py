@@ -75,15 +75,14 @@ async def embed(
         TooManySequences, InvalidRequest, and what the pipelines raise.
     """
     name = name or gateway.default_embedder
-    if name in gateway.served:
-        served = gateway.served[name]
+    if (served := gateway.by_name.get(name)) is not None:
         if options.prompt_name is not None:
             raise InvalidRequest(f"prompt_name: {name} reads proteins and has no prompts")
         letters = _spell(served, inputs)
         found = await embed_proteins(gateway, served, letters, terms, options.truncate)
         num_specials = sum(served.model.num_specials)
         num_tokens = sum(len(protein.sequence) + num_specials for protein in found.proteins)
-        return Vectors(name, found.rows, num_tokens, is_normalized=False)
+        return Vectors(served.model.name, found.rows, num_tokens, is_normalized=False)
     if options.prompt_name is not None and any(not isinstance(text, str) for text in inputs):
         raise InvalidRequest("prompt_name: a prompt goes before a text, not before token ids")
     report = await _run(gateway, name, "embedding", inputs, options, terms)

@@ -29,8 +29,6 @@ REDIS_RESIDUES: Mapping[str, float] = {
 }
 REDIS_RESIDUES_LENGTH = 350
 NPZ_SHARE = 0.921  # of the raw float16 values, per residue. Source: docs/benchmarks.md, "Npz files"
-# Processor time of a gateway worker, ms: a hit of one protein with its link, of a hundred. Source: decision 0017
-HIT_MS, HITS_100_MS = 2.1, 5.8
 # Processor time of a miss besides arithmetic, both processes, ms: 20 less 10. Source: docs/benchmarks.md, "Texts"
 MISS_MS = 10.0
 # Per residue: 185 MB in 1.0 to 1.2 s of a gateway worker's processor time. Source: decision 0017

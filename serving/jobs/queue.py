@@ -46,6 +46,13 @@ class Depth:
     oldest_s: float
     num_running: int
 
+    def __add__(self, other: Depth) -> Depth:
+        return Depth(
+            self.num_queued + other.num_queued,
+            max(self.oldest_s, other.oldest_s),
+            self.num_running + other.num_running,
+        )
+
 
 @dataclass(frozen=True)
 class Lease:

@@ -94,7 +94,7 @@ class Run:
         job = self._job
         logger.info("job %s: taken at sequence %d of %d", job.id, self._progress.next, job.order.num_sequences)
         if job.tries > 1 or self._progress.next:
-            self._measures.retries.labels(job.order.model).inc()
+            self._measures.retries.labels(self._served.model.name).inc()
         try:
             if job.tries > MAX_TRIES:
                 raise InferenceFailed(f"{MAX_TRIES} workers vanished at sequence {self._progress.next}")
@@ -117,7 +117,7 @@ class Run:
     async def _end(self, state: str, **fields: str | int) -> None:
         self.is_ending = True
         await self._until_redis_answers(lambda: self._queue.end(self._lease, state=state, **fields))
-        self._measures.durations.labels(self._job.order.model, state).observe(
+        self._measures.durations.labels(self._served.model.name, state).observe(
             max(0.0, time.time() - self._job.submitted_at)
         )
         logger.info("job %s: %s", self._job.id, state)
@@ -203,7 +203,7 @@ class Run:
             )
             self._progress = progress
             self._windows.pop(0)
-        self._measures.windows.labels(self._job.order.model).inc()
+        self._measures.windows.labels(self._served.model.name).inc()
         self._pace.note(sum(map(self._cost, window.entries)), time.perf_counter())
 
     async def _note_live(self) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from serving.errors import InvalidRequest, StoreUnavailable
 from serving.jobs.measures import Measures
-from serving.jobs.queue import JobQueue, Quota
+from serving.jobs.queue import Depth, JobQueue, Quota
 from serving.jobs.records import Job, Order, new_id
 from serving.jobs.store import JobStore
 from serving.jobs.submission import Contents, write_input
@@ -36,10 +36,19 @@ class JobService:
     measures: Measures
 
     async def submit(
-        self, upload: Upload, served: ServedModel, options: JobOptions, limits: Limits, owner: str, key: str
+        self,
+        upload: Upload,
+        name: str,
+        served: ServedModel,
+        options: JobOptions,
+        limits: Limits,
+        owner: str,
+        key: str,
     ) -> tuple[str, Contents]:
         """Writes the input of a new job and puts it into the queue; where that fails, nothing is left of it.
 
+        Args:
+            name: as which the model was asked for. With a version, no other one works on the job.
         Returns:
             Its id (or that of the job that this Idempotency-Key already has), and what the upload holds.
         Raises:
@@ -56,7 +65,7 @@ class JobService:
             await run_to_its_end(lambda: self.store.delete(job_id))
             raise
         order = Order(
-            *(job_id, owner, model.name, served.tag, options),
+            *(job_id, owner, name, served.tag, options),
             *(contents.num_sequences, contents.num_residues, traceparent()),
         )
         # Who leaves now leaves a job with its input, or neither
@@ -94,9 +103,14 @@ class JobService:
                 logger.info("deleting the files of %s, which is no job", job_id)
                 await run_to_its_end(lambda job_id=job_id: self.store.delete(job_id))  # type: ignore[misc]
 
-    async def note_depths(self, models: Any) -> None:
-        for model in models:
-            self.measures.note(model, await self.queue.depth(model))
+    async def note_depths(self, by_name: Mapping[str, ServedModel]) -> None:
+        """How many jobs there are of each model, by whatever name they asked for it."""
+        depths: dict[str, Depth] = {}
+        for name, served in by_name.items():
+            model, one = served.model.name, await self.queue.depth(name)
+            depths[model] = depths[model] + one if model in depths else one
+        for model, depth in depths.items():
+            self.measures.note(model, depth)
 
 
 def check_key(key: str | None) -> str:

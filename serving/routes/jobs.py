@@ -150,10 +150,10 @@ async def submit(
     with file:
         upload = Upload(file, kind, int(gateway.settings.max_job_mb * 1e6))
         inside = await run_to_its_end(upload.options)
-        served, options = _choose(gateway, query, fields, inside)
+        name, served, options = _choose(gateway, query, fields, inside)
         limits = gateway.limits(options, gateway.settings.max_sequences_per_job)
         options = options.model_copy(update={"max_length": limits.max_length})  # as it is here and now
-        job_id, contents = await gateway.jobs.submit(upload, served, options, limits, owner, key)
+        job_id, contents = await gateway.jobs.submit(upload, name, served, options, limits, owner, key)
     return await _accepted(gateway, job_id, contents)
 
 
@@ -291,8 +291,8 @@ async def _receive(request: Request, gateway: Gateway) -> tuple[BinaryIO, Kind, 
 
 def _choose(
     gateway: Gateway, query: JobQuery, fields: dict[str, Any], inside: dict[str, Any]
-) -> tuple[ServedModel, JobOptions]:
-    """The model and the options: those that the body names, else those of the query.
+) -> tuple[str, ServedModel, JobOptions]:
+    """The name that asks for the model, the model, the options: those of the body, else those of the query.
 
     Fields of a form are text, as those of the query; what is inside JSON has its type.
     """
@@ -304,7 +304,8 @@ def _choose(
         where = ".".join(str(part) for part in first["loc"])
         raise InvalidRequest(f"{where}: {first['msg']}") from None
     options = JobOptions(**wanted.model_dump(exclude={"model"}))
-    return gateway.find(wanted.model or gateway.default_model), options
+    name = wanted.model or gateway.default_model
+    return name, gateway.find(name), options
 
 
 async def _accepted(gateway: Gateway, job_id: str, contents: Contents) -> Response:

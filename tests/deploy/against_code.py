@@ -32,7 +32,7 @@ from tests.deploy.manifests import (
 from tests.deploy.names import DEPLOY, JOB, exported, metrics_of
 
 # Variables of BentoML, of what looks for its folders there, of the manifests themselves, and of fsspec with s3fs
-OTHERS = {"BENTOML_HOME", "HOME", "REDIS_PASSWORD", "FSSPEC_S3_ENDPOINT_URL", "FSSPEC_S3_KEY", "FSSPEC_S3_SECRET"}
+OTHERS = {"REDIS_PASSWORD", "FSSPEC_S3_ENDPOINT_URL", "FSSPEC_S3_KEY", "FSSPEC_S3_SECRET"}
 RUNNERS_END_LATER_S = 5  # than the gateways: shutdown_s in service.py
 REDIS_PORT = 6379
 COMPOSE: dict[str, Any] = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]
@@ -153,8 +153,6 @@ def files(manifests: Manifests, workload: Manifest) -> Iterator[str]:
         "OUTPUT_URL": "persistentVolumeClaim",
         "API_KEYS_FILE": "secret",
         "ADMIN_API_KEYS_FILE": "secret",
-        "BENTOML_HOME": "emptyDir",
-        "HOME": "emptyDir",
     }
     given = manifests.environment(workload)
     for name, kind in wanted.items():

@@ -13,7 +13,7 @@ from bentoml._internal.cloud.schemas.schemasv2 import CreateDeploymentSchema
 from bentoml._internal.tag import Tag
 from bentoml._internal.utils.cattr import bentoml_cattr
 
-from models.catalogue import find
+from models.catalogue import CATALOGUE
 from serving.settings import Settings
 from tests.deploy.against_code import service_name
 from tests.deploy.names import DEPLOY
@@ -53,8 +53,10 @@ def test_bentoml_understands_every_field(sent: CreateDeploymentSchema) -> None:
 
 
 def test_the_services_are_the_gateway_and_a_runner_for_each_model(sent: CreateDeploymentSchema) -> None:
-    models = {env["name"]: env["value"] for env in CONFIG["envs"]}["MODELS"].split(",")
-    assert set(sent.services) == {service_name(), *(find(model).runner for model in models)}
+    runners = {model.runner for model in CATALOGUE.values()}
+    assert service_name() in sent.services
+    assert sent.services.keys() - {service_name()} <= runners
+    assert "MODELS" not in {env["name"] for env in CONFIG["envs"]}, "the Bento knows them, and in which version"
     for config in sent.services.values():
         assert config.deployment_strategy in {strategy.value for strategy in DeploymentStrategy}
         assert config.scaling is not None

@@ -15,7 +15,6 @@ from tests.deploy.names import DEPLOY, JOB
 COMPOSE: dict[str, Any] = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 EXAMPLE = (DEPLOY / ".env.example").read_text()
-OTHERS_VARIABLES = {"BENTOML_HOME", "HOME"}  # of BentoML, and of what looks for its folders there
 OWN_IMAGE = "protein_embedding_service:${TAG:-latest}"
 REACHABLE = {"service", "prometheus", "grafana"}
 
@@ -76,7 +75,7 @@ def test_only_what_people_use_is_reachable_and_from_this_machine_alone() -> None
 def test_the_service_is_given_settings_that_there_are() -> None:
     given = SERVICES["service"]["environment"]
     known = {name.upper() for name in Settings.model_fields}
-    assert set(given) <= known | OTHERS_VARIABLES
+    assert set(given) <= known
     assert "METRICS_OPEN" not in given
     for name in ("api_keys", "admin_api_keys"):
         assert given[f"{name.upper()}_FILE"] == f"/run/secrets/{name}"

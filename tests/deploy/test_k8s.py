@@ -270,7 +270,6 @@ BODY_SIZE = ("metadata", "annotations", "nginx.ingress.kubernetes.io/proxy-body-
         ("cpu", set_variable("SHUTDOWN_TIMEOUT_SECS", "60"), "killed after 75 s"),
         ("cpu", set_variable("HEALTH_OPEN", "false"), "the probes send no key"),
         ("cpu", set_variable("API_KEYS_FILE", "/run/secrets/embeddings/keys"), "keys is in no secret"),
-        ("cpu", set_variable("HOME", "/root"), "HOME: /root is on no emptyDir"),
         ("cpu", set_variable("DATA_DIR", "/srv/data"), "DATA_DIR: /srv/data is on no persistentVolumeClaim"),
         ("cpu", set_variable("OTEL_EXPORTER_OTLP_ENDPOINT", "http://c.o:4319"), "are let nowhere"),
         ("cpu", set_variable("REQUEST_TIMEOUT_S", "7200"), "gives up before the service does"),

@@ -49,6 +49,7 @@ def test_its_models_are_inside_for_any_builder_of_images(bento: bentoml.Bento) -
         inside = Path(bento.path, "models", str(model.tag).replace(":", "/"))
         stored = Path(bentoml.models.get(model.tag).path)
         assert store.digest_of(inside) == store.digest_of(stored)
+        assert (inside.parent / "latest").read_text() == inside.name, "where nobody may write, BentoML cannot"
 
 
 def test_its_dockerfile_brings_no_compilers(bento: bentoml.Bento) -> None:

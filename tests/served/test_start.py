@@ -85,6 +85,9 @@ def test_versions_can_be_asked_for_and_are_served_side_by_side(stored_models: No
             for name in ("esm2_mini", f"esm2_mini:{older}", f"esm2_mini:{newer}"):
                 reply = http.post(f"/embeddings/compute/{name}", json={"sequences": [GOOD]}).json()
                 found[name] = (reply["model_info"]["tag"], reply["results"][0]["cached"])
+            for version in (older, newer):
+                body = {"model": f"esm2_mini:{version}", "input": GOOD}
+                assert http.post("/v1/embeddings", json=body).status_code == 200
             unknown = http.post("/embeddings/compute/esm2_mini:nothing", json={"sequences": [GOOD]})
         assert {name: entry["tag"] for name, entry in listed.items()} == {
             "esm2_mini": f"esm2_mini:{older}",

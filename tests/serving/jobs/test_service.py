@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import threading
 import time
 
 import pytest
 import redis.asyncio
 
+from models.catalogue import find
 from serving.errors import StoreUnavailable, UnknownJob
 from serving.jobs import queue as queue_module
 from serving.jobs.measures import Measures
@@ -25,7 +27,9 @@ TEN = "MKTAYIAKQR"
 
 
 async def submit(service: JobService, served: ServedModel) -> str:
-    job_id, _ = await service.submit(fasta(TEN), served, JobOptions(), Limits(5, 20, 10), "me", "k")
+    job_id, _ = await service.submit(
+        fasta(TEN), served.model.name, served, JobOptions(), Limits(5, 20, 10), "me", "k"
+    )
     return job_id
 
 
@@ -187,11 +191,15 @@ async def test_nothing_is_left_of_a_client_who_leaves_before(
     assert await client.dbsize() == 0
 
 
-async def test_depths_are_counted_by_model(service: JobService, queue: JobQueue, measures: Measures) -> None:
-    for model in ("esm2_mini", "esm2_mini", "prot_t5"):
+async def test_depths_are_counted_by_model(
+    service: JobService, queue: JobQueue, served: ServedModel, measures: Measures
+) -> None:
+    """By whatever name of it a job asked."""
+    for model in ("esm2_mini", "esm2_mini:v1", "prot_t5"):
         await queue.submit(order(model=model), ANY, "")
     assert await queue.take(["esm2_mini"], "t")
-    await service.note_depths(["esm2_mini", "prot_t5"])
+    other = dataclasses.replace(served, model=find("prot_t5"))
+    await service.note_depths({"esm2_mini": served, "esm2_mini:v1": served, "prot_t5": other})
 
     def counted(gauge: str, model: str) -> float:
         value: float = getattr(measures, gauge).labels(model)._value.get()

@@ -181,7 +181,7 @@ async def submit(
 ) -> tuple[str, Contents]:
     wanted = JobOptions(**options)
     limits = Limits(5, wanted.max_length or 20, 10, wanted.on_too_long)
-    return await service.submit(upload, served, wanted, limits, "me", key)
+    return await service.submit(upload, served.model.name, served, wanted, limits, "me", key)
 
 
 async def test_a_submission_is_a_job_with_an_input(

@@ -135,7 +135,8 @@ async def working(*workers: JobWorker) -> AsyncIterator[list[asyncio.Task[None]]
 async def submit(service: JobService, served: ServedModel, *sequences: str, **options: Any) -> str:
     wanted = JobOptions(**options)
     limits = Limits(3, wanted.max_length or 5000, 1000, wanted.on_too_long)
-    job_id, _ = await service.submit(fasta(*sequences), served, wanted, limits, "me", "")
+    name = served.model.name
+    job_id, _ = await service.submit(fasta(*sequences), name, served, wanted, limits, "me", "")
     return job_id
 
 
@@ -905,6 +906,23 @@ async def test_a_job_of_other_weights_begins_anew(
     _, manifest = read(store, job)
     assert (job.order.tag, manifest["tag"]) == (newer.tag, newer.tag)
     assert (job.progress.next, job.progress.num_failed, job.progress.residues) == (7, 1, 33)
+
+
+async def test_a_job_that_names_a_version_waits_for_it(
+    service: JobService, pipeline: Pipeline, served: ServedModel, queue: JobQueue, runner: TroubledRunner
+) -> None:
+    name = f"{served.model.name}:{served.version}"
+    limits = Limits(3, 5000, 1000)
+    job_id, _ = await service.submit(fasta(*SIX), name, served, JobOptions(), limits, "me", "")
+    newer = ServedModel(MINI, "v2", {"trained": False}, runner)
+    async with working(make_worker(service, pipeline, newer)):
+        other = await submit(service, newer, *SIX)
+        await ended(queue, other)
+        assert await is_in(queue, job_id, "queued")
+    promoted = JobWorker(service.queue, service.store, pipeline, {name: served}, service.measures)
+    async with working(promoted):
+        job = await ended(queue, job_id)
+    assert (job.state, job.order.model, job.order.tag) == ("done", name, served.tag)
 
 
 async def test_a_job_that_workers_vanish_with_is_held_to_be_the_cause(
