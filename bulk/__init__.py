@@ -1,1 +1,1 @@
-"""Many proteins on many devices: planned by a driver, computed by Ray's actors, written in shards, exactly once."""
+"""Many proteins on many devices: planned by a driver, computed by Ray's actors, written once each."""

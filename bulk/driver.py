@@ -10,9 +10,11 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
+import ray
+
 from bulk.manifest import Manifest, Shard
 from bulk.plan import Block
-from bulk.pool import Member, Pool, Task, ray
+from bulk.pool import Member, Pool, Task
 from models.failures import DeviceLost
 
 logger = logging.getLogger(__name__)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import redis
@@ -34,8 +35,8 @@ class Lookup:
         keys = [cache_key(self._parts, sequence) for sequence in sequences]
         try:
             for start in range(0, len(keys), KEYS_AT_ONCE):
-                values = self._client.mget(keys[start : start + KEYS_AT_ONCE])
-                for place, value in enumerate(values, start):  # type: ignore[arg-type]
+                values: list[Any] = self._client.mget(keys[start : start + KEYS_AT_ONCE])
+                for place, value in enumerate(values, start):
                     embedding = None if value is None else decode(value)
                     if embedding is not None and self._fits(embedding, len(sequences[place])):
                         found[place] = embedding

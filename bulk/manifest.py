@@ -26,7 +26,7 @@ class Shard:
     """A shard that is there.
 
     num_residues: of sequences that were computed or cached, equal ones once. num_letters: of the input, for every
-    id and for what failed. digest: of the block, which is input alone (bulk/plan.py). content: sha256 of the file's bytes.
+    id and for what failed. digest: of the block, which is input alone (bulk/plan.py). content: sha256 of the file.
     num_tokens: computed, special ones included; num_padded: what batches of the same sequences would have had
     with padding. num_cached: sequences that the service's cache had. busy_s: of an actor. precision: of products.
     """

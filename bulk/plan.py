@@ -1,4 +1,4 @@
-"""Input to blocks: what one actor computes at a time, and one shard holds. Input and settings alone decide them."""
+"""Input to blocks: what one actor computes at a time, and one shard holds. Input and settings alone decide."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from hashlib import blake2b
 from bulk.survey import Survey, digest_of_id
 from bulk.workload import Workload
 from models.planning import cost, plan
+from serving.errors import Problem
 from serving.results import check_id
-from serving.sequences import Problem, Protein, Record, clean
+from serving.sequences import Protein, Record, clean
 
 # A shard is long enough for an actor to be busy for a while, and short enough to be lost with it
 SHARD_TOKENS = (1 << 16, 1 << 23)

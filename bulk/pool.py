@@ -44,7 +44,7 @@ class PoolSize:
 
 @dataclass
 class Task:
-    """A block on its way to a shard. suspects: how often a place was being computed, alone, when a process died."""
+    """A block on its way to a shard. suspects: how often a process died at a place while it was computed alone."""
 
     block: Block
     num_failures: int = 0
@@ -108,6 +108,11 @@ def connect(address: str | None, num_cpus: int) -> None:
         log_to_driver=False,
         _node_ip_address="127.0.0.1",
     )
+
+
+def disconnect() -> None:
+    """Ends an embedded Ray; a cluster goes on, without this run's actors."""
+    ray.shutdown()
 
 
 class Pool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -92,9 +92,7 @@ def _draw(path: Path, survey: Survey, progress: Progress) -> None:
     lengths.bar([LENGTH_BIN * (i + 0.5) for i in range(last)], survey.lengths[:last], width=LENGTH_BIN)
     lengths.set(xlabel="residues of a sequence", ylabel="sequences", title=f"{survey.num_sequences} sequences")
     moving = progress.samples[:: max(1, len(progress.samples) // 50)]
-    steps = [
-        (b[0], (b[1] - a[1]) / (b[0] - a[0])) for a, b in zip(moving, moving[1:], strict=False) if b[0] > a[0]
-    ]
+    steps = [(b[0], (b[1] - a[1]) / (b[0] - a[0])) for a, b in pairwise(moving) if b[0] > a[0]]
     rates.plot([at for at, _ in steps], [rate for _, rate in steps])
     rates.set(xlabel="s", ylabel="residues/s", title="throughput of this run", ylim=(0, None))
     figure.savefig(path, format="png", dpi=120)

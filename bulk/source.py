@@ -1,4 +1,4 @@
-"""Proteins from where they lie: FASTA (plain, gzip) or Parquet, one file or many, on any place that fsspec knows."""
+"""Proteins from where they lie: FASTA (plain, gzip) or Parquet, one file or many, anywhere that fsspec knows."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ MAX_REPEATED = 1_000_000  # ids; more than that is a file that was given twice
 
 @dataclass(frozen=True)
 class Survey:
-    """num_residues: letters as they stand there. total_cost: in tokens' worth of arithmetic of the model asked for.
+    """num_residues: letters as they stand there. total_cost: in tokens' worth of arithmetic of the model.
 
     repeated: digests (`digest_of_id`) of ids that come more than once.
     """

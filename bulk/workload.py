@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -41,12 +42,12 @@ class Workload:
     window_residues: int
     window_sequences: int
 
-    @property
+    @cached_property
     def row(self) -> Model:
         """Of the catalogue."""
         return find(self.model)
 
-    @property
+    @cached_property
     def limits(self) -> Limits:
         return Limits(self.min_length, self.max_length, 1, "truncate" if self.truncate else "error")
 

@@ -26,7 +26,7 @@ from bulk.driver import Progress as Done
 from bulk.folder import Folder
 from bulk.manifest import Manifest
 from bulk.plan import WINDOW_SHARDS, blocks, shard_tokens
-from bulk.pool import Pool, PoolSize, StartFailed, connect, ray
+from bulk.pool import Pool, PoolSize, StartFailed, connect, disconnect
 from bulk.report import summarise, write_reports
 from bulk.source import expand, read
 from bulk.survey import Survey, survey
@@ -171,7 +171,7 @@ def _compute(
     finally:
         pool.close()
         manifest.close()
-        ray.shutdown()
+        disconnect()
 
 
 def _size(options: argparse.Namespace) -> PoolSize:
