@@ -118,14 +118,16 @@ def disconnect() -> None:
 class Pool:
     """Of one workload."""
 
-    def __init__(self, workload: Workload, worker: Worker, output: str, size: PoolSize) -> None:
+    def __init__(
+        self, workload: Workload, worker: Worker, output: str, size: PoolSize, kind: type[Writer] = Writer
+    ) -> None:
         self.size = size
         self.members: list[Member] = []
         self.num_started = 0
         self._arguments = (workload, worker, output)
         self._failed_starts = 0
         self._journal: Any = None
-        self._class: Any = ray.remote(Writer)
+        self._class: Any = ray.remote(kind)
 
     def grow(self, num_waiting: int) -> None:
         """Starts actors while blocks wait; no more than are there already at a time, so that they are all used."""

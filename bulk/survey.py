@@ -92,4 +92,4 @@ def survey(records: Iterable[Record], dim: int) -> Survey:
 
 def _twice(digests: bytes) -> set[bytes]:
     values = np.sort(np.frombuffer(digests, ">u8"))
-    return {value.tobytes() for value in values[1:][values[1:] == values[:-1]]}
+    return {int(value).to_bytes(8, "big") for value in values[1:][values[1:] == values[:-1]]}
