@@ -1,4 +1,4 @@
-"""How long a bulk run takes on how many actors: a driver that plans, actors that start, compute, die and are replaced.
+"""How long a bulk run takes on how many actors: a driver plans, actors start, compute, die and are replaced.
 
     python -m scripts.scaling.bulk
 
