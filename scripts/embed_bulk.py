@@ -78,7 +78,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--truncate", action="store_true", help="cut longer sequences off, instead of an error")
     parser.add_argument("--resume", action="store_true", help="go on with what OUTPUT has")
     parser.add_argument("--address", metavar="auto|ray://...", help="of a Ray cluster")
-    parser.add_argument("--actors", metavar="MIN[:MAX]", help="default: one for each core, or 1:64 on a cluster")
+    parser.add_argument(
+        "--actors", type=_range, metavar="MIN[:MAX]", help="default: one for each core, or 1:64 on a cluster"
+    )
     parser.add_argument("--cores", type=int, default=1, metavar="N", help="of an actor without a GPU (1)")
     parser.add_argument("--gpu", action="store_true", help="each actor has one GPU")
     parser.add_argument("--shard-tokens", type=int, metavar="N", help="cost of a shard at most")
@@ -86,6 +88,14 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--price-per-hour", type=float, metavar="X", help="of an actor, for the estimate of costs")
     parser.add_argument("--null", action="store_true", help="no arithmetic: measures everything else")
     return parser.parse_args(arguments)
+
+
+def _range(text: str) -> tuple[int, int]:
+    first, _, last = text.partition(":")
+    least, most = int(first), int(last or first)
+    if not 1 <= least <= most:
+        raise argparse.ArgumentTypeError(f"{text} is not 1 or more, the second no less than the first")
+    return least, most
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
@@ -178,8 +188,7 @@ def _size(options: argparse.Namespace) -> PoolSize:
     if options.actors is None:
         least, most = (1, 64) if options.address else (max(1, usable_cores() // options.cores),) * 2
     else:
-        first, _, last = options.actors.partition(":")
-        least, most = int(first), int(last or first)
+        least, most = options.actors
     return PoolSize(least, most, cores=options.cores, gpus=1 if options.gpu else 0)
 
 

@@ -84,7 +84,7 @@ def test_the_command_is_one_of_ours_and_its_actors_fit_a_worker(path: Any) -> No
     limits = container["resources"]["limits"]
     assert int(limits["cpu"]) % options.cores == 0
     assert options.gpu == ("nvidia.com/gpu" in limits)
-    most = int(options.actors.partition(":")[2])
+    _, most = options.actors
     assert most == worker["maxReplicas"] * (1 if options.gpu else int(limits["cpu"]) // options.cores)
 
 
