@@ -36,7 +36,7 @@ $(VENV)/.kernels: $(VENV)/.runtime requirements-compiler.txt $(wildcard models/k
 		|| echo "the service will use torch's own operations" >&2
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/.kernels requirements-dev.txt
+$(VENV)/.dev: $(VENV)/.kernels requirements-dev.txt requirements-bulk.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	@touch $@
 
@@ -52,6 +52,13 @@ import: setup ## put the models of MODELS into the model store, those that are n
 
 test: $(VENV)/.dev ## set up and run every test
 	$(BIN)/python -m pytest
+
+$(VENV)/.bulk: $(VENV)/.kernels requirements-bulk.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-bulk.txt
+	@touch $@
+
+bulk: $(VENV)/.bulk ## add Ray for bulk runs, and show how scripts.embed_bulk is called
+	$(BIN)/python -m scripts.embed_bulk --help
 
 $(VENV)/.loadtest: $(VENV)/.runtime requirements-loadtest.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-loadtest.txt
@@ -83,4 +90,4 @@ image: ## make an OCI image of the newest Bento; needs a Docker engine
 clean: ## remove .venv and what the tools left
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
-.PHONY: help setup import demo serve test loadtest check format bento bento-gpu image clean
+.PHONY: help setup import demo serve test bulk loadtest check format bento bento-gpu image clean

@@ -85,6 +85,8 @@ class Model:
 
     def read_as(self, sequence: str) -> str:
         """The sequence as the model reads it, `replaced_residues` applied."""
+        if not self.replaced_residues:
+            return sequence
         return sequence.translate({ord(a): b for a, b in self.replaced_residues.items()})
 
     def spell(self, ids: Sequence[int]) -> str:

@@ -22,7 +22,6 @@ _LETTER = "A-IK-Za-ik-z"
 PROTEIN_PATTERN = rf"^\s*([{_LETTER}]\s*)+(\*\s*)?$"
 _ENTRY = rf">[^\r\n]*\r?\n\s*[{_LETTER}][{_LETTER}\s]*(\*[ \t]*)?"
 FASTA_PATTERN = rf"^\s*{_ENTRY}(\r?\n\s*{_ENTRY})*\s*$"
-_WHITE_SPACE = re.compile(r"\s+")
 _HINTS = {
     "J": "leucine or isoleucine, in no model's vocabulary; write L, I or X",
     "-": "an alignment gap; remove the gaps",
@@ -135,7 +134,7 @@ def clean(index: int, record: Record, model: Model, limits: Limits) -> Protein |
     """
     if len(record.id) > MAX_ID_LENGTH or not (record.id + "x").isprintable():
         return Problem(index, f"the id is not {MAX_ID_LENGTH} printable characters at most", record.id[:40])
-    raw = _WHITE_SPACE.sub("", record.sequence).removesuffix("*")
+    raw = "".join(record.sequence.split()).removesuffix("*")
     if not raw:
         return Problem(index, "the sequence is empty", record.id)
     if len(raw) < limits.min_length:

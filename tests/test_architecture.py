@@ -35,6 +35,10 @@ def files(folder: str) -> list[Path]:
         ("serving", {"torch", "bentoml", "transformers", "safetensors"}, set()),
         ("models", {"fastapi", "redis", "serving", "starlette", "pydantic"}, set()),
         ("models", {"bentoml"}, {"models/runner.py", "models/store.py"}),
+        ("models", {"ray", "bulk"}, set()),
+        ("serving", {"ray", "bulk"}, set()),
+        ("bulk", {"ray"}, {"bulk/pool.py", "bulk/driver.py"}),
+        ("bulk", {"bentoml", "fastapi", "scripts"}, set()),
     ],
 )
 def test_a_folder_keeps_to_its_own(folder: str, forbidden: set[str], exceptions: set[str]) -> None:
@@ -50,6 +54,11 @@ def test_the_environment_is_read_in_one_place() -> None:
                 text = path.read_text()
                 assert "environ" not in text, path
                 assert "getenv" not in text, path
+
+
+def test_a_driver_of_bulk_runs_loads_no_torch() -> None:
+    code = "import sys, bulk.driver, bulk.report, bulk.source; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
 def test_a_gateway_loads_no_torch() -> None:

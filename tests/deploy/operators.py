@@ -1,8 +1,8 @@
-"""What the Prometheus operator and KEDA take, as far as our manifests use it.
+"""What the Prometheus operator, KEDA and KubeRay take, as far as our manifests use it.
 
 kubernetes-validate knows Kubernetes' own kinds alone. These are subsets by hand of the schemas in the projects'
-CustomResourceDefinitions (monitoring.coreos.com/v1, keda.sh/v1alpha1): names and types as there, closed, so that
-a field which is not listed here is a fault until somebody looks it up.
+CustomResourceDefinitions (monitoring.coreos.com/v1, keda.sh/v1alpha1, ray.io/v1): names and types as there,
+closed, so that a field which is not listed here is a fault until somebody looks it up.
 """
 
 from __future__ import annotations
@@ -47,7 +47,45 @@ _RULES = closed(
     stabilizationWindowSeconds={"type": "integer", "minimum": 0, "maximum": 3600},
 )
 
+_RESOURCES = closed(requests=STRINGS, limits=STRINGS)
+_POD_TEMPLATE = closed(("metadata", "spec"), metadata=closed(labels=STRINGS), spec={"type": "object"})
+
 SCHEMAS: dict[str, Schema] = {
+    "RayJob": kind(
+        "ray.io/v1",
+        "RayJob",
+        closed(
+            ("entrypoint", "rayClusterSpec"),
+            entrypoint=STRING,
+            submissionMode={"enum": ["K8sJobMode", "HTTPMode", "InteractiveMode"]},
+            shutdownAfterJobFinishes={"type": "boolean"},
+            ttlSecondsAfterFinished=COUNT,
+            activeDeadlineSeconds=COUNT,
+            backoffLimit=COUNT,
+            suspend={"type": "boolean"},
+            rayClusterSpec=closed(
+                ("rayVersion", "headGroupSpec", "workerGroupSpecs"),
+                rayVersion=STRING,
+                authOptions=closed(("mode",), mode={"enum": ["token"]}),
+                enableInTreeAutoscaling={"type": "boolean"},
+                autoscalerOptions=closed(idleTimeoutSeconds=COUNT, resources=_RESOURCES),
+                headGroupSpec=closed(
+                    ("rayStartParams", "template"), rayStartParams=STRINGS, template=_POD_TEMPLATE
+                ),
+                workerGroupSpecs=listed(
+                    closed(
+                        ("groupName", "rayStartParams", "template"),
+                        groupName=STRING,
+                        replicas=COUNT,
+                        minReplicas=COUNT,
+                        maxReplicas=COUNT,
+                        rayStartParams=STRINGS,
+                        template=_POD_TEMPLATE,
+                    )
+                ),
+            ),
+        ),
+    ),
     "ServiceMonitor": kind(
         "monitoring.coreos.com/v1",
         "ServiceMonitor",
