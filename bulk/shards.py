@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,29 +37,38 @@ def write_shard(
     Raises:
         OSError: it cannot be written.
     """
-    _WRITERS[form](path, ids, lengths, embeddings, about)
+    _WRITERS[form](path, _Rows(ids, lengths, embeddings), about)
 
 
-def _write_parquet(
-    path: Path,
-    ids: Sequence[str],
-    lengths: Sequence[int],
-    embeddings: Sequence[np.ndarray],
-    about: Mapping[str, Any],
-) -> None:
+@dataclass(frozen=True)
+class _Rows:
+    """What is in a shard, by places."""
+
+    ids: Sequence[str]
+    lengths: Sequence[int]
+    embeddings: Sequence[np.ndarray]
+
+    def flat(self, dtype: str) -> np.ndarray:
+        """All values, one after another."""
+        if not self.embeddings:
+            return np.zeros(0, dtype)
+        return np.concatenate([embedding.reshape(-1) for embedding in self.embeddings])
+
+
+def _write_parquet(path: Path, rows: _Rows, about: Mapping[str, Any]) -> None:
     """Columns id, length, embedding (D values); per residue the embedding is flattened, with its shape."""
     import pyarrow as pa
     from pyarrow import parquet
 
     kind, dim = pa.from_numpy_dtype(np.dtype(about["dtype"])), about["dim"]
-    columns: dict[str, Any] = {"id": pa.array(ids, pa.string()), "length": pa.array(lengths, pa.int32())}
-    flat = _flat(embeddings, about)
+    columns: dict[str, Any] = {"id": pa.array(rows.ids, pa.string()), "length": pa.array(rows.lengths, pa.int32())}
+    flat = rows.flat(about["dtype"])
     if about["pooled"]:
         columns["embedding"] = pa.FixedSizeListArray.from_arrays(pa.array(flat, kind), dim)
     else:
-        starts = np.cumsum([0, *(embedding.size for embedding in embeddings)], dtype=np.int64)
+        starts = np.cumsum([0, *(embedding.size for embedding in rows.embeddings)], dtype=np.int64)
         columns["embedding"] = pa.LargeListArray.from_arrays(pa.array(starts), pa.array(flat, kind))
-        shapes = np.array([embedding.shape for embedding in embeddings], np.int32).reshape(-1)
+        shapes = np.array([embedding.shape for embedding in rows.embeddings], np.int32).reshape(-1)
         columns["shape"] = pa.FixedSizeListArray.from_arrays(pa.array(shapes, pa.int32()), 2)
     table = pa.table(columns).replace_schema_metadata({PARQUET_KEY: json.dumps(dict(about))})
     # Embeddings have no values in common for a dictionary, and nobody looks for the least of them
@@ -72,24 +82,12 @@ def _write_parquet(
     )
 
 
-def _write_h5(
-    path: Path,
-    ids: Sequence[str],
-    lengths: Sequence[int],
-    embeddings: Sequence[np.ndarray],
-    about: Mapping[str, Any],
-) -> None:
+def _write_h5(path: Path, rows: _Rows, about: Mapping[str, Any]) -> None:
     """A data set for each id."""
-    write(path, "h5", map(Result, ids, lengths, embeddings), about)
+    write(path, "h5", map(Result, rows.ids, rows.lengths, rows.embeddings), about)
 
 
-def _write_zarr(
-    path: Path,
-    ids: Sequence[str],
-    lengths: Sequence[int],
-    embeddings: Sequence[np.ndarray],
-    about: Mapping[str, Any],
-) -> None:
+def _write_zarr(path: Path, rows: _Rows, about: Mapping[str, Any]) -> None:
     """Arrays `embedding`, (N, D) or all residues (R, D), and `offsets`, (N + 1,) rows where each id's begin.
 
     The ids are JSON among the attributes: Zarr 3 has no settled form for texts.
@@ -97,22 +95,16 @@ def _write_zarr(
     import zarr
     from zarr.storage import ZipStore
 
-    rows = [1 if about["pooled"] else length for length in lengths]
+    counts = [1 if about["pooled"] else length for length in rows.lengths]
     with ZipStore(path, mode="w") as store:
-        root = zarr.create_group(store, attributes={**about, "ids": list(ids)})
-        matrix = _flat(embeddings, about).reshape(-1, about["dim"])
+        root = zarr.create_group(store, attributes={**about, "ids": list(rows.ids)})
+        matrix = rows.flat(about["dtype"]).reshape(-1, about["dim"])
         # An array without rows has no chunk
         chunks = (max(1, min(len(matrix), 4096)), about["dim"])
         root.create_array("embedding", shape=matrix.shape, dtype=matrix.dtype, chunks=chunks)[:] = matrix
-        for name, values in (("length", np.array(lengths, np.int32)), ("offsets", np.cumsum([0, *rows]))):
+        for name, values in (("length", np.array(rows.lengths, np.int32)), ("offsets", np.cumsum([0, *counts]))):
             chunk = (max(1, len(values)),)
             root.create_array(name, shape=values.shape, dtype=values.dtype, chunks=chunk)[:] = values
-
-
-def _flat(embeddings: Sequence[np.ndarray], about: Mapping[str, Any]) -> np.ndarray:
-    if not embeddings:
-        return np.zeros(0, about["dtype"])
-    return np.concatenate([embedding.reshape(-1) for embedding in embeddings])
 
 
 _WRITERS: Mapping[Form, Callable[..., None]] = {

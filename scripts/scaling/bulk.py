@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from scripts.scaling.rates import mean_length, rates
+from scripts.scaling.rates import UNIREF50, mean_length, rates
 
 # Sequences a second of one core. Source: docs/bulk.md, "Measured"
 SURVEYED_PER_S = 150_000
@@ -27,7 +27,6 @@ MEAN_LIFE_S = 24 * 3600.0
 SHARD_SEQUENCES = 25_000  # 8 million tokens of cost (bulk/plan.py)
 SPREAD = 0.1
 
-UNIREF50 = 60_000_000  # sequences, rounded
 HUMAN = 20_000
 
 

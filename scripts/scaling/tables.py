@@ -7,9 +7,7 @@ from collections.abc import Sequence
 
 from scripts.benchmarks.reports import markdown
 from scripts.scaling.capacity import PRICES, REDIS_POOLED, cost_of, load_of, sizes_of
-from scripts.scaling.rates import UTILISATION, Rate, mean_length, rates
-
-UNIREF50 = 65e6  # proteins; an assumption, as releases grow
+from scripts.scaling.rates import UNIREF50, UTILISATION, Rate, mean_length, rates
 
 
 def add_cost(parser: argparse.ArgumentParser) -> None:
