@@ -80,6 +80,8 @@ class Batcher(Generic[ItemT, ResultT]):
     Equal items are computed once: who asks for one that is queued, running or just done gets the same result.
     A device that is lost is set aside, and what it held goes to the others. Where memory is short, a batch is cut
     and the device's budget shrinks, and recovers.
+    A device that divides computes a batch in each of its shares while more waits than one batch holds, and what
+    waits alone on all of it.
 
     Args:
         devices: each is called from threads of its own.
@@ -88,6 +90,8 @@ class Batcher(Generic[ItemT, ResultT]):
         lingers: whether an item's result may be kept for `linger_s` after it is done, so that a caller who
             looked into the cache just before the result was written there still joins.
         num_callers: batches that a device is given at a time, each in a thread.
+        shares: for each device that divides, the function of one of its `num_callers` equal shares, which are
+            called from threads of their own; None: they do not divide.
         on_last_loss: called once no device is left and everyone who waited has been told.
         on_batch: called with every batch that is done, its items, and the longest that one of them had waited.
     """
@@ -101,12 +105,14 @@ class Batcher(Generic[ItemT, ResultT]):
         num_callers: int = 1,
         on_last_loss: Callable[[], None] = lambda: None,
         on_batch: Callable[[Batch, Sequence[ItemT], float], None] = lambda *_: None,
+        shares: Sequence[Device[ItemT, ResultT]] | None = None,
     ) -> None:
         self.limits = limits
         self._devices = devices
         self._cost = cost
         self._lingers = lingers
         self._num_callers = num_callers
+        self._shares = shares
         self._on_last_loss = on_last_loss
         self._on_batch = on_batch
         self._schedule: Schedule[ItemT] = Schedule()
@@ -114,7 +120,10 @@ class Batcher(Generic[ItemT, ResultT]):
         self._statistics = Statistics([DeviceStatistics(limits.budget) for _ in devices])
         self._paces = [Pace() for _ in devices]
         self._changed = asyncio.Event()  # set when a device that waits has reason to look again
-        self._threads = ThreadPoolExecutor(len(devices) * num_callers, thread_name_prefix="device")
+        num_whole = len(devices) * (1 if shares else num_callers)
+        self._threads = ThreadPoolExecutor(num_whole, thread_name_prefix="device")
+        self._share_threads = ThreadPoolExecutor(len(devices) * num_callers, thread_name_prefix="share")
+        self._is_whole = [False] * len(devices)  # of one that divides: whether one batch has all of it
         self._loops: list[asyncio.Task[None]] = []
         self._visited_until = -math.inf
         self._last_loss = "no device is lost"
@@ -182,6 +191,7 @@ class Batcher(Generic[ItemT, ResultT]):
         self._changed.set()
         await asyncio.gather(*self._loops)
         self._threads.shutdown()
+        self._share_threads.shutdown()
 
     def _enter_all(self, items: Sequence[ItemT], priority: Priority) -> list[_Work[ItemT, ResultT]]:
         """Each item is due after STRETCH times what the devices need for the call up to there.
@@ -223,12 +233,25 @@ class Batcher(Generic[ItemT, ResultT]):
         device = self._statistics.devices[number]
         while not self._is_closed and not device.is_lost:
             full_at = self._waits_for_company_until(device) if self._schedule.size else math.inf
-            if full_at is not None:
+            if self._is_whole[number]:
+                await self._look_again(math.inf)
+            elif full_at is not None:
                 await self._look_again(full_at)
             else:
                 has_visitors = asyncio.get_running_loop().time() < self._visited_until
-                entries = self._schedule.pick(device.budget, self.limits.max_items, has_visitors)
-                await self._run(number, [self._works[entry.item] for entry in entries])
+                room, is_share = self._room(device)
+                entries = self._schedule.pick(room, self.limits.max_items, has_visitors)
+                await self._run(number, [self._works[entry.item] for entry in entries], is_share)
+
+    def _room(self, device: DeviceStatistics) -> tuple[int, bool]:
+        """What a caller may take now, and whether as one of the device's shares.
+
+        Shares have an equal part of what waits, so that they end together.
+        """
+        is_lone = self._schedule.size == 1 or self._schedule.cost <= device.budget
+        if self._shares is None or (is_lone and not device.inflight_batches):
+            return device.budget, False
+        return math.ceil(min(device.budget, self._schedule.cost) / self._num_callers), True
 
     def _waits_for_company_until(self, device: DeviceStatistics) -> float | None:
         """When the first item of a batch that is not full has waited for long enough; None if that is now."""
@@ -246,8 +269,13 @@ class Batcher(Generic[ItemT, ResultT]):
             async with asyncio.timeout_at(None if at == math.inf else at):
                 await self._changed.wait()
 
-    async def _run(self, number: int, batch: list[_Work[ItemT, ResultT]]) -> None:
+    async def _run(self, number: int, batch: list[_Work[ItemT, ResultT]], is_share: bool) -> None:
         device, loop = self._statistics.devices[number], asyncio.get_running_loop()
+        function, threads = self._devices[number], self._threads
+        if is_share:
+            assert self._shares is not None
+            function, threads = self._shares[number], self._share_threads
+        self._is_whole[number] = self._shares is not None and not is_share
         cost = sum(work.entry.cost for work in batch)
         items = [work.entry.item for work in batch]
         began, started = loop.time(), time.perf_counter()
@@ -257,7 +285,7 @@ class Batcher(Generic[ItemT, ResultT]):
         ticket = self._paces[number].expect(cost, began, device.cost_per_s)
         results: Sequence[ResultT | Exception]
         try:
-            results = await loop.run_in_executor(self._threads, self._devices[number], items)
+            results = await loop.run_in_executor(threads, function, items)
             assert len(results) == len(batch), "a device owes one result an item"
         except DeviceLost as error:
             self._set_aside(number, batch, error)
@@ -280,6 +308,9 @@ class Batcher(Generic[ItemT, ResultT]):
         finally:
             device.inflight_batches -= 1
             self._paces[number].forget(ticket)
+            if self._is_whole[number]:
+                self._is_whole[number] = False
+                self._changed.set()
         device.num_batches += 1
         device.num_items += len(batch)
         self._statistics.num_batches += 1

@@ -81,8 +81,9 @@ class Engine(Guarded[Item]):
         self.num_parameters = sum(weight.numel() for weight in weights.values())
         self.device = torch.device(device)
         self.transfer = Transfer(self.device)
-        self._launching = threading.Lock()
+        self._num_threads = torch.get_num_threads()
         self.choice = choice or choose(self.device, model.family, precision)
+        self._launching = contextlib.nullcontext() if self.divides else threading.Lock()
         self.encoder: Encoder = _ENCODERS[model.family](config, weights, self.choice.backend, self.device)
         self.table = residue_table(folder, model, config.vocab_size)
 
@@ -93,8 +94,29 @@ class Engine(Guarded[Item]):
 
     @property
     def num_callers(self) -> int:
-        """How many threads should call `embed`: on CUDA one batch is prepared and handed back beside another."""
-        return 2 if self.device.type == "cuda" else 1
+        """How many threads should call `embed`, or `embed_share` where the device divides.
+
+        On CUDA one batch is prepared and handed back beside another.
+        """
+        return 2 if self.device.type == "cuda" or self.divides else 1
+
+    @property
+    def divides(self) -> bool:
+        """Whether half of the cores may compute a batch of their own beside the other half."""
+        return self.choice.backend.divides and self._num_threads > 1
+
+    def embed(self, items: Sequence[Item]) -> list[np.ndarray | EmbeddingError]:
+        if self.divides:
+            _use_threads(self._num_threads)
+        return super().embed(items)
+
+    def embed_share(self, items: Sequence[Item]) -> list[np.ndarray | EmbeddingError]:
+        """The same on half of the cores, for two threads that call nothing else.
+
+        They never wait for each other, as the threads of one team do at the end of every operation.
+        """
+        _use_threads(self._num_threads // self.num_callers)
+        return super().embed(items)
 
     def cost(self, item: Item) -> int:
         """Cost of an item for planning, in tokens' worth of arithmetic."""
@@ -156,6 +178,12 @@ class Engine(Guarded[Item]):
             finite, *arrays = (copy.numpy() for copy in copied())
         rows_of = zip(arrays[: len(kinds)], arrays[len(kinds) :], strict=True)
         return _hand_back(items, lengths, finite, dict(zip(kinds, rows_of, strict=True)))
+
+
+def _use_threads(num: int) -> None:
+    """OpenMP's, of whoever calls."""
+    if torch.get_num_threads() != num:
+        torch.set_num_threads(num)
 
 
 def _hand_back(

@@ -1,12 +1,13 @@
 """What a token's place in its sequence does to attention: ESM-2's rotations, T5's bias.
 
-Both keep tables that grow as sequences get longer. Shapes: H heads, K head width. Cosines and logarithms are
+Both keep tables that grow as sequences get longer; `reach` may be called by several threads. Shapes: H heads, K head width. Cosines and logarithms are
 numpy's: torch asks MKL, whose first call in several threads was wrong by 1.5e-4 in one of about eighty processes.
 """
 
 from __future__ import annotations
 
 import math
+import threading
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,14 +30,17 @@ class Rotary:
         steps = torch.arange(0, head_dim, 2).float() / head_dim
         self._inverse_frequencies = 1.0 / ROTARY_BASE**steps
         self.cos = self.sin = torch.empty(0, head_dim // 2, device=device)
+        self._growing = threading.Lock()
 
-    def reach(self, longest: int) -> None:
-        """Makes ready for sequences of up to `longest` tokens."""
-        if longest > len(self.cos):
-            num_positions = TABLE_STEP * math.ceil(longest / TABLE_STEP)
-            device = self.cos.device
-            angles = torch.outer(torch.arange(num_positions).float(), self._inverse_frequencies).numpy()
-            self.cos, self.sin = (torch.from_numpy(f(angles)).to(device) for f in (np.cos, np.sin))
+    def reach(self, longest: int) -> tuple[Tensor, Tensor]:
+        """`cos` and `sin`, ready for sequences of up to `longest` tokens."""
+        with self._growing:
+            if longest > len(self.cos):
+                num_positions = TABLE_STEP * math.ceil(longest / TABLE_STEP)
+                device = self.cos.device
+                angles = torch.outer(torch.arange(num_positions).float(), self._inverse_frequencies).numpy()
+                self.cos, self.sin = (torch.from_numpy(f(angles)).to(device) for f in (np.cos, np.sin))
+            return self.cos, self.sin
 
 
 @dataclass(frozen=True)
@@ -63,15 +67,18 @@ class PositionBias:
         self.longest = 0
         self.by_distance = buckets.weights.new_empty(num_heads, 0)
         self._matrix = buckets.weights.new_empty(num_heads, 0, 0, dtype=dtype)
+        self._growing = threading.Lock()
 
-    def reach(self, longest: int) -> None:
-        """Makes ready for sequences of up to `longest` tokens."""
-        if longest > self.longest:
-            self.longest = TABLE_STEP * math.ceil(longest / TABLE_STEP)
-            weights = self._buckets.weights
-            distances = torch.arange(1 - self.longest, self.longest, device=weights.device)
-            index = relative_position_bucket(distances, len(weights), self._buckets.max_distance)
-            self.by_distance = weights[index].T.contiguous()
+    def reach(self, longest: int) -> tuple[Tensor, int]:
+        """`by_distance` and the `longest` that it is for, ready for sequences of up to `longest` tokens."""
+        with self._growing:
+            if longest > self.longest:
+                self.longest = TABLE_STEP * math.ceil(longest / TABLE_STEP)
+                weights = self._buckets.weights
+                distances = torch.arange(1 - self.longest, self.longest, device=weights.device)
+                index = relative_position_bucket(distances, len(weights), self._buckets.max_distance)
+                self.by_distance = weights[index].T.contiguous()
+            return self.by_distance, self.longest
 
     def block(self, start: int, end: int, length: int) -> Tensor:
         """(H, end - start, length): the bias of queries start..end over the keys of their sequence.

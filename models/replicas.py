@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from models.catalogue import Model
 from models.cores import usable_cores
@@ -78,6 +78,11 @@ def _on_devices(
             *(name, engine.device, choice.precision, choice.precision_reason, choice.backend_reason),
         )
     return engines
+
+
+def shares(engines: Sequence[Any]) -> list[Callable[[Sequence[Any]], Any]] | None:
+    """For models/batcher.py: the engines that divide, on a share of their cores; None where they do not."""
+    return [engine.embed_share for engine in engines] if engines[0].divides else None
 
 
 def gpu_bytes(devices: Iterable[Device]) -> int:

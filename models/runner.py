@@ -131,6 +131,7 @@ def make_runner(model: Model | TextModel, tag: bentoml.Tag, options: RunnerOptio
                 num_callers=first.num_callers,
                 on_last_loss=lambda: exit_soon(model),
                 on_batch=self._note_batch,
+                shares=replicas.shares(self.engines),
             )
             self.names = [str(engine.device) for engine in self.engines]
             self.measures = measures_of_process()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -33,8 +33,11 @@ class Weights:
 class Backend(Protocol):
     """norm, qkv, activated, gated and added take a layer's weights once and give the function that applies them.
 
-    dtype: of the products. description: of the backend, in a few words.
+    dtype: of the products. description: of the backend, in a few words. divides: whether several threads may compute
+    at a time, each with the number of OpenMP threads that it has set.
     """
+
+    divides: ClassVar[bool]
 
     @property
     def dtype(self) -> torch.dtype: ...

@@ -10,6 +10,7 @@ import ctypes
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +31,7 @@ class Native:
     """Hidden is panels, (ceil(T / 32), ceil(D / 32), 32, 32) bfloat16, flat."""
 
     kernels: Kernels
+    divides: ClassVar[bool] = True
 
     @property
     def dtype(self) -> torch.dtype:
@@ -92,11 +94,10 @@ class Native:
         cos = sin = by_distance = None
         longest = 0
         if rotary is not None:
-            rotary.reach(pack.max_length)
-            cos, sin = rotary.cos, rotary.sin
+            cos, sin = rotary.reach(pack.max_length)
         if bias is not None:
-            bias.reach(pack.max_length)
-            by_distance, longest = bias.by_distance * math.log2(math.e), bias.longest
+            by_distance, longest = bias.reach(pack.max_length)
+            by_distance = by_distance * math.log2(math.e)
 
         def apply(qkv: Tensor, scale: float) -> Hidden:
             make = torch.zeros if dim % SIDE else torch.empty  # columns that nobody writes must be zero

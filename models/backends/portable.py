@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +23,7 @@ class Portable:
     device: torch.device
     dtype: torch.dtype
     way: Attention
+    divides: ClassVar[bool] = False
 
     @property
     def description(self) -> str:

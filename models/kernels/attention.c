@@ -31,6 +31,7 @@ typedef struct {
     const unit *units;
     int num_units, max_length;
     atomic_int next;
+    atomic_bool is_out_of_memory;
 } attention_job;
 
 /* One row of a head, rotated to its position, into `to`; the source of the rotation: fair-esm rotary_embedding.py */
@@ -271,13 +272,11 @@ INLINE void attend_unit(const attention_job *job, const workspace *w, unit u, bo
     }
 }
 
-static atomic_bool out_of_memory;
-
 static void work(void *arg) {
     attention_job *job = arg;
     workspace w = make_workspace(job->max_length, job->head_dim);
     if (!w.all) {
-        out_of_memory = true;
+        job->is_out_of_memory = true;
         return;
     }
     begin_products();
@@ -309,8 +308,7 @@ int pes_attention(const bf16 *qkv, bf16 *out, const int32_t *starts, int num_seq
         .row_length = row_length, .num_heads = num_heads, .head_dim = head_dim, .longest = longest, .scale = scale,
         .units = units, .num_units = num_units, .max_length = max_length,
     };
-    out_of_memory = false;
     GOMP_parallel(work, &job, num_threads, 0);
     free(units);
-    return out_of_memory;
+    return job.is_out_of_memory;
 }

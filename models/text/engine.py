@@ -63,6 +63,8 @@ class TextEngine(Guarded[TextItem]):
         self._pass_tokens = PASS_TOKENS.get(self.device.type, PASS_TOKENS["cpu"])
         self._try()
 
+    divides = False
+
     @property
     def budget(self) -> int:
         """Cost of a batch at most, unless the deployment says otherwise."""

@@ -68,7 +68,7 @@ class Packed:
         def run(batch: Sequence[int]) -> list[np.ndarray | EmbeddingError]:
             return self.engine.embed([items[index] for index in batch])
 
-        if self.engine.num_callers == 1:
+        if self.engine.num_callers == 1 or self.engine.divides:
             return [run(batch) for batch in batches]
         with ThreadPoolExecutor(self.engine.num_callers) as threads:
             return list(threads.map(run, batches))

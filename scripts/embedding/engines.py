@@ -19,7 +19,7 @@ from bentoml.exceptions import NotFound
 from models.batcher import Batcher
 from models.catalogue import Model, find
 from models.engine import Item
-from models.replicas import load_engines
+from models.replicas import load_engines, shares
 from models.runner import RunnerOptions
 from serving.errors import InvalidRequest
 from serving.parts import Joiner, Options, Part, cut
@@ -87,6 +87,7 @@ class LocalEngines:
             cost=engines[0].cost,
             limits=limits,
             num_callers=engines[0].num_callers,
+            shares=shares(engines),
         )
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
