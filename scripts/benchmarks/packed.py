@@ -56,6 +56,8 @@ class Packed:
     def _run(self, items: Sequence[Item], budget: int) -> list[np.ndarray | EmbeddingError]:
         order = sorted(range(len(items)), key=lambda index: -len(items[index].sequence))
         costs = [self.engine.cost(items[index]) for index in order]
+        if self.engine.divides and sum(costs) > budget:
+            budget //= self.engine.num_callers
         batches = [[order[place] for place in places] for places in plan(costs, budget)]
         results: dict[int, np.ndarray | EmbeddingError] = {}
         for batch, found in zip(batches, self._embed_each(batches, items), strict=True):
@@ -65,10 +67,12 @@ class Packed:
     def _embed_each(
         self, batches: Sequence[Sequence[int]], items: Sequence[Item]
     ) -> list[list[np.ndarray | EmbeddingError]]:
-        def run(batch: Sequence[int]) -> list[np.ndarray | EmbeddingError]:
-            return self.engine.embed([items[index] for index in batch])
+        embed = self.engine.embed_share if self.engine.divides and len(batches) > 1 else self.engine.embed
 
-        if self.engine.num_callers == 1 or self.engine.divides:
+        def run(batch: Sequence[int]) -> list[np.ndarray | EmbeddingError]:
+            return embed([items[index] for index in batch])
+
+        if self.engine.num_callers == 1 or len(batches) == 1:
             return [run(batch) for batch in batches]
         with ThreadPoolExecutor(self.engine.num_callers) as threads:
             return list(threads.map(run, batches))
