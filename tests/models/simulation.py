@@ -100,10 +100,11 @@ async def until(time: float) -> None:
 
 @dataclass
 class Batch:
-    """What a worker was given, from when to when, and what it raised."""
+    """What a worker was given, from when to when, and what it raised. is_share: on a share of the worker."""
 
     items: list[int]
     began: float
+    is_share: bool
     ended: float = math.inf
     error: Exception | None = None
 
@@ -122,6 +123,13 @@ class Worker:
         self.rate = rate
         self.trouble = trouble
         self.history: list[Batch] = []
+        self.is_share = False
+
+    def share(self, num_shares: int) -> Worker:
+        """The worker with a part of its rate; the history is one."""
+        share = Worker(self.rate / num_shares, self.trouble)
+        share.history, share.is_share = self.history, True
+        return share
 
     @property
     def batches(self) -> list[list[int]]:
@@ -129,7 +137,7 @@ class Worker:
         return [batch.items for batch in self.history]
 
     def begin(self, items: Sequence[int]) -> float:
-        self.history.append(Batch(list(items), now()))
+        self.history.append(Batch(list(items), now(), self.is_share))
         return sum(items) / self.rate
 
     def __call__(self, items: Sequence[int]) -> list[int | Exception]:
@@ -190,11 +198,18 @@ async def working(
     num_callers: int = 1,
     lingers: Callable[[int], bool] = lambda _: False,
     on_last_loss: Callable[[], None] = lambda: None,
+    divides: bool = False,
     **limits: Any,
 ) -> AsyncIterator[Numbers]:
     """A batcher on the workers. limits: further fields of `Limits`."""
     batcher: Numbers = Batcher(
-        workers, lambda item: item, Limits(budget, **limits), lingers, num_callers, on_last_loss
+        workers,
+        lambda item: item,
+        Limits(budget, **limits),
+        lingers,
+        num_callers,
+        on_last_loss,
+        shares=[worker.share(num_callers) for worker in workers] if divides else None,
     )
     yield batcher
     await batcher.close()

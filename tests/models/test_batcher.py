@@ -103,6 +103,49 @@ async def test_a_device_with_several_callers_has_several_batches_at_a_time() -> 
 
 
 @simulated
+async def test_what_waits_alone_has_all_of_a_device_that_divides() -> None:
+    worker = Worker()
+    async with working(worker, num_callers=2, divides=True) as batcher:
+        assert await ask(batcher, 4, 3) == [8, 6]
+        assert await ask(batcher, 30) == [60]
+    assert [(batch.items, batch.is_share) for batch in worker.history] == [([4, 3], False), ([30], False)]
+
+
+@simulated
+async def test_a_device_that_divides_computes_side_by_side_while_more_waits_than_a_batch_holds() -> None:
+    worker = Worker()
+    async with working(worker, num_callers=2, divides=True) as batcher:
+        assert await ask(batcher, 3, 2, 1, 4, 5) == [6, 4, 2, 8, 10]
+    assert [(batch.items, batch.began, batch.ended) for batch in worker.history] == [
+        ([3, 2], 0, 10),
+        ([1, 4], 0, 10),
+        ([5], 10, 20),
+    ]
+    assert all(batch.is_share for batch in worker.history)
+
+
+@simulated
+async def test_who_comes_while_a_batch_has_all_of_a_device_waits_for_its_end() -> None:
+    worker = Worker()
+    async with working(worker, num_callers=2, divides=True) as batcher:
+        first = await asked(batcher, 8)
+        await until(1)
+        assert await ask(batcher, 6, 5) == [12, 10]
+        assert await first == [16]
+    assert [(batch.items, batch.began) for batch in worker.history] == [([8], 0), ([6], 8), ([5], 8)]
+
+
+@simulated
+async def test_the_last_shares_are_small_so_that_they_end_together() -> None:
+    worker = Worker()
+    async with working(worker, budget=100, num_callers=2, divides=True) as batcher:
+        await ask(batcher, *range(2, 17))  # 135 in all
+    assert [len(batch.items) for batch in worker.history] == [8, 4, 1, 1, 1]
+    ends = sorted(batch.ended for batch in worker.history)
+    assert ends[-1] - ends[-2] < 2 * 16  # of the dearest, on a share
+
+
+@simulated
 async def test_a_batch_has_so_many_items_at_most() -> None:
     worker = Worker()
     async with working(worker, max_items=2) as batcher:

@@ -46,12 +46,13 @@ class Machine:
 
 @dataclass(frozen=True)
 class Scenario:
-    """poison: items with which any device is lost. lingering: items whose results do."""
+    """poison: items with which any device is lost. lingering: items whose results do. divides: whether devices do."""
 
     calls: list[Call]
     machines: list[Machine]
     limits: Limits
     num_callers: int
+    divides: bool
     poison: frozenset[int]
     lingering: frozenset[int]
 
@@ -93,6 +94,7 @@ scenarios = st.builds(
     machines=st.lists(machines, min_size=1, max_size=3),
     limits=limits,
     num_callers=st.integers(1, 2),
+    divides=st.booleans(),
     poison=sets,
     lingering=sets,
 )
@@ -112,6 +114,10 @@ def worker_of(machine: Machine, poison: frozenset[int]) -> Worker:
 
     worker = Worker(machine.rate, trouble)
     return worker
+
+
+def has_all_of(worker: Worker) -> bool:
+    return any(batch.ended == math.inf and not batch.is_share for batch in worker.history)
 
 
 def lost_batches(worker: Worker) -> list[Batch]:
@@ -150,6 +156,7 @@ class Play:
             lambda item: item in self.scenario.lingering,
             self.scenario.num_callers,
             lambda: self.last_losses.append(now()),
+            shares=[w.share(self.scenario.num_callers) for w in self.workers] if self.scenario.divides else None,
         )
 
     async def run(self) -> None:
@@ -187,7 +194,9 @@ class Play:
         live = [device for device in statistics.devices if not device.is_lost]
         if statistics.queue_items and not self.scenario.limits.max_wait_s:
             assert live, "who waits is told that no device is left"
-            assert all(device.inflight_batches == self.scenario.num_callers for device in live)
+            for device, worker in zip(statistics.devices, self.workers, strict=True):
+                is_taken = device.inflight_batches == self.scenario.num_callers or has_all_of(worker)
+                assert is_taken or device.is_lost
         if not self.scenario.has_trouble:  # else what is put back comes on top
             let_in = [asked.call for asked in self.asked]
             largest = max((sum(call.items) for call in let_in if not call.is_admitted), default=0)
@@ -264,6 +273,12 @@ class Play:
             assert len(set(batch.items)) == len(batch.items) <= limits.max_items
             assert len(batch.items) == 1 or sum(batch.items) <= limits.budget
             assert batch.began <= lost_at
+            if batch.is_share:
+                share = math.ceil(limits.budget / self.scenario.num_callers)
+                assert len(batch.items) == 1 or sum(batch.items) <= share
+            elif self.scenario.divides:
+                others = [other for other in worker.history if other is not batch]
+                assert all(other.ended <= batch.began or batch.ended <= other.began for other in others)
 
 
 @settings(max_examples=400, deadline=None, derandomize=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -11,14 +12,14 @@ from torch import Tensor
 
 from models.backends.choice import choose
 from models.batcher import Batcher, Limits
-from models.catalogue import MINI
+from models.catalogue import MINI, Model
 from models.engine import Encoder, Engine, Item, OutputDtype
 from models.esm2 import Esm2
 from models.failures import DeviceLost, OutOfMemory
 from models.guard import EmbeddingError
 from models.packing import Pack
 from models.planning import cost
-from tests.models.conftest import Folders
+from tests.models.conftest import SMALL_T5, Folders
 from tests.models.references import embed, random_sequence, worst_relative_error
 
 POISON = "W"
@@ -312,3 +313,20 @@ def test_an_asked_backend_is_kept(folders: Folders) -> None:
     assert engine.choice is wanted
     assert isinstance(engine.encoder, Esm2)
     assert engine.encoder.backend is wanted.backend
+
+
+@pytest.mark.parametrize("model", [MINI, SMALL_T5], ids=lambda model: model.name)
+def test_two_shares_side_by_side_give_the_numbers_of_the_whole(model: Model, folders: Folders) -> None:
+    whole, shared = (Engine(folders.of(model), model) for _ in range(2))
+    if not whole.divides:
+        pytest.skip("nothing here divides: it takes two cores and our own kernels")
+    batches = [
+        [Item(random_sequence(length, seed=length), False, "float32") for length in (first, 40, 7)]
+        for first in range(100, 3000, 145)  # tables of positions grow meanwhile
+    ]
+    with ThreadPoolExecutor(shared.num_callers) as threads:
+        found = list(threads.map(shared.embed_share, batches))
+    for batch, results in zip(batches, found, strict=True):
+        for one, other in zip(results, whole.embed(batch), strict=True):
+            assert isinstance(one, np.ndarray)
+            assert np.array_equal(one, other)
