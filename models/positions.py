@@ -1,7 +1,8 @@
 """What a token's place in its sequence does to attention: ESM-2's rotations, T5's bias.
 
-Both keep tables that grow as sequences get longer; `reach` may be called by several threads. Shapes: H heads, K head width. Cosines and logarithms are
-numpy's: torch asks MKL, whose first call in several threads was wrong by 1.5e-4 in one of about eighty processes.
+Both keep tables that grow as sequences get longer, whichever thread asks. Shapes: H heads, K head width. Cosines
+and logarithms are numpy's: torch asks MKL, whose first call in several threads was wrong by 1.5e-4 in one of about
+eighty processes.
 """
 
 from __future__ import annotations

@@ -33,8 +33,8 @@ class Weights:
 class Backend(Protocol):
     """norm, qkv, activated, gated and added take a layer's weights once and give the function that applies them.
 
-    dtype: of the products. description: of the backend, in a few words. divides: whether several threads may compute
-    at a time, each with the number of OpenMP threads that it has set.
+    dtype: of the products. description: of the backend, in a few words. divides: whether several threads may
+    compute at a time, each with the number of OpenMP threads that it has set.
     """
 
     divides: ClassVar[bool]
