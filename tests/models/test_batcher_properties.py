@@ -46,7 +46,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class Scenario:
-    """poison: items with which a device is lost. lingering: items whose results do. divides: whether devices do."""
+    """poison: items with which a device is lost. lingering: items whose results do. divides: devices do."""
 
     calls: list[Call]
     machines: list[Machine]
