@@ -171,7 +171,8 @@ class Driver:
             self.progress.actor_s += time.monotonic() - member.since
         self.progress.utilisation.pop(member.number, None)
         tasks = self._pool.drop(member, error)
-        for task in tasks[: self._pool.size.callers]:
+        at_work = [task for task in tasks if not self._pool.forget_written(task)]
+        for task in at_work[: self._pool.size.callers]:
             self._blame(task)
         self._waiting.extendleft(reversed(tasks))
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 
 from bulk.survey import Survey, digest_of_id
+from bulk.twins import Twins
 from bulk.workload import Workload
 from models.planning import cost, plan
 from serving.errors import Problem
@@ -65,14 +66,16 @@ def shard_tokens(survey: Survey, pooled: bool, row_bytes: int) -> int:
     return tokens if pooled else min(tokens, SHARD_BYTES // row_bytes)
 
 
-def blocks(records: Iterable[Record], workload: Workload, repeated: frozenset[bytes]) -> Iterator[Block]:
+def blocks(
+    records: Iterable[Record], workload: Workload, repeated: frozenset[bytes], twins: Twins
+) -> Iterator[Block]:
     """The blocks of an input, in order; a window of it is held at a time.
 
     Args:
         repeated: digests of ids that come twice: the first of them counts.
     """
     index = 0
-    for proteins, rejected in _windows(records, workload, repeated):
+    for proteins, rejected in _windows(twins.gathered(records), workload, repeated):
         for block in _of_window(proteins, rejected, workload, index):
             yield block
             index += 1

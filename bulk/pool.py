@@ -12,8 +12,10 @@ os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # read when ray is imported
 
 import ray
 
+from bulk.folder import Folder
 from bulk.manifest import Shard
 from bulk.plan import Block
+from bulk.shards import shard_name
 from bulk.worker import ShardWriter
 from bulk.workload import Worker, Workload
 
@@ -157,8 +159,19 @@ class Pool:
         place: int | None = ray.get(self._journal.at.remote(task.block.index)) if self._journal else None
         return place
 
+    def forget_written(self, task: Task) -> bool:
+        """Whether the task's shard is there, and only the answer was lost when its actor died. It is removed: it
+        is to say nothing of the next attempt."""
+        workload, _, output = self._arguments
+        folder, name = Folder(output), shard_name(task.block.index, workload.form)
+        if folder.size(name) is None:
+            return False
+        folder.remove(name)
+        return True
+
     def wait(self, timeout_s: float) -> list[tuple[Member, Any]]:
-        """References of what has ended, loading or a task, each with its member."""
+        """References of what has ended, loading or a task, each with its member; of a member the oldest first, so
+        that what it had done before it died is not taken for what it died of."""
         owners = {reference: member for member in self.members for reference in member.tasks}
         owners |= {member.loading: member for member in self.members if not member.is_ready}
         if not owners:
@@ -166,7 +179,8 @@ class Pool:
         done, _ = ray.wait(list(owners), num_returns=1, timeout=timeout_s)
         if done:
             done, _ = ray.wait(list(owners), num_returns=len(owners), timeout=0)
-        return [(owners[reference], reference) for reference in done]
+        ended = set(done)
+        return [(member, reference) for reference, member in owners.items() if reference in ended]
 
     def loaded(self, member: Member) -> None:
         member.since = time.monotonic()

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 Form = Literal["parquet", "h5", "zarr"]
 Dtype = Literal["float16", "float32"]
 
-CODE_VERSION = 1  # of plans and shards: one more wherever equal input and settings make other files
+CODE_VERSION = 2  # of plans and shards: one more wherever equal input and settings make other files
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Workload:
 
     tag: of the model store, `name:version`; its version is a digest of the weights. precision: of the products,
     "auto" asks each actor's hardware. shard_tokens: cost of a shard at most, in tokens' worth of arithmetic.
-    window_residues, window_sequences: within which the longest come first and equal ones are computed once.
+    window_residues, window_sequences: within which the longest come first.
     """
 
     model: str

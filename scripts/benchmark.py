@@ -10,6 +10,7 @@
     python -m scripts.benchmark scaling
     python -m scripts.benchmark overload --factor 3 --seconds 60
     python -m scripts.benchmark jobs --fasta proteins.fasta
+    python -m scripts.benchmark bulk --fasta proteins.fasta
     python -m scripts.benchmark text --source sentence-transformers/all-MiniLM-L6-v2
 
 Figures of one run can be compared with each other; machines differ, and shared ones differ from hour to hour.
@@ -21,6 +22,7 @@ import argparse
 from collections.abc import Sequence
 
 from scripts.benchmarks import (
+    bulk,
     cache,
     curves,
     engine,
@@ -45,6 +47,7 @@ SUBJECTS = {
     "scaling": scaling,
     "overload": overload,
     "jobs": jobs,
+    "bulk": bulk,
     "text": text,
 }
 

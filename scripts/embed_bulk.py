@@ -30,6 +30,7 @@ from bulk.pool import Pool, PoolSize, StartFailed, connect, disconnect
 from bulk.report import summarise, write_reports
 from bulk.source import expand, read
 from bulk.survey import Survey, survey
+from bulk.twins import find_twins
 from bulk.workload import Form, Worker, Workload
 from models.catalogue import UnknownModel
 from models.configs import CheckpointError
@@ -174,10 +175,12 @@ def _compute(
         told = " ".join(f"{share:.0%}" for _, share in busy[:NUM_TOLD]) + (" ..." if len(busy) > NUM_TOLD else "")
         progress.show(f"{len(busy)} actors, busy {told}", done.num_residues, found.num_residues, "residues")
 
+    twins = find_twins(read(places), found)
     connect(options.address, num_cpus=max(1, size.most * options.cores))
     pool = Pool(workload, worker, options.output, size)
     try:
-        return Driver(blocks(read(places), workload, found.repeated), manifest, pool, show).run()
+        planned = blocks(read(places), workload, found.repeated, twins)
+        return Driver(planned, manifest, pool, show).run()
     finally:
         pool.close()
         manifest.close()

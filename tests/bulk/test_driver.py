@@ -16,6 +16,7 @@ from bulk.folder import Folder
 from bulk.manifest import Manifest
 from bulk.plan import blocks
 from bulk.pool import Pool, PoolSize, Writer
+from bulk.twins import Twins
 from bulk.workload import Worker, Workload
 from models.engine import Engine
 from serving.sequences import Record
@@ -60,7 +61,7 @@ def run(
     folder.make()
     manifest = Manifest(folder, workload.describe(), may_resume=True)
     pool = Pool(workload, Worker(weights), str(output), PoolSize(1, 2), kind)
-    planned = blocks(iter(RECORDS), workload, frozenset())
+    planned = blocks(iter(RECORDS), workload, frozenset(), Twins())
     if num_blocks is not None:
         planned = (block for block in planned if block.index < num_blocks)
     try:

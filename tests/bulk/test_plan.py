@@ -6,6 +6,7 @@ from collections import Counter
 
 from bulk.plan import Block, blocks, shard_tokens
 from bulk.survey import survey
+from bulk.twins import find_twins
 from bulk.workload import Workload
 from models.planning import cost
 from serving.sequences import Record
@@ -15,7 +16,8 @@ PROTEINS = [Record(f"p{n}", "ACDEFGHIKL" * (1 + n % 7) + "M" * n) for n in range
 
 
 def planned(records: list[Record], workload: Workload) -> list[Block]:
-    return list(blocks(iter(records), workload, survey(records, workload.row.dim).repeated))
+    found = survey(records, workload.row.dim)
+    return list(blocks(iter(records), workload, found.repeated, find_twins(records, found)))
 
 
 def test_every_id_is_in_one_block_with_its_sequence(make_workload: Make) -> None:
@@ -49,6 +51,35 @@ def test_equal_sequences_are_computed_once(make_workload: Make) -> None:
         ("b", 0),
         ("c", 1),
     ]
+
+
+def test_equal_sequences_of_far_windows_are_computed_once_where_the_first_is(make_workload: Make) -> None:
+    far = [Record("first", "GIVEQCCTSI"), *PROTEINS, Record("second", "GIVEQCCTSI"), Record("third", "GIVEQCCTSI")]
+    found = planned(far, make_workload())
+    assert len(found) > 3
+    (block,) = [block for block in found if "GIVEQCCTSI" in block.sequences]
+    place = block.sequences.index("GIVEQCCTSI")
+    assert [id for id, at in zip(block.ids, block.places, strict=True) if at == place] == [
+        "first",
+        "second",
+        "third",
+    ]
+    assert Counter(id for block in found for id in block.ids) == Counter(record.id for record in far)
+
+
+def test_an_id_that_comes_twice_counts_where_it_is_first_whatever_its_sequence(make_workload: Make) -> None:
+    far = [Record("first", "GIVEQCCTSI"), Record("again", "MKTAYIAKQR"), *PROTEINS, Record("again", "GIVEQCCTSI")]
+    found = planned(far, make_workload())
+    sequences = {id: b.sequences[at] for b in found for id, at in zip(b.ids, b.places, strict=True)}
+    assert (sequences["first"], sequences["again"]) == ("GIVEQCCTSI", "MKTAYIAKQR")
+    assert [each.id for block in found for each in block.rejected] == ["again"]
+
+
+def test_twins_beyond_what_is_held_are_computed_again() -> None:
+    records = [Record(f"p{n}", "GIVEQCCTSI") for n in range(5)]
+    twins = find_twins(records, survey(records, 144), most=2)
+    assert [record.id for record in twins.gathered(records)] == ["p0", "p1", "p2", "p3", "p4"]
+    assert twins.moved == {"p1", "p2"}
 
 
 def test_the_plan_is_the_same_each_time_and_another_for_other_input(make_workload: Make) -> None:

@@ -329,4 +329,5 @@ def test_two_shares_side_by_side_give_the_numbers_of_the_whole(model: Model, fol
     for batch, results in zip(batches, found, strict=True):
         for one, other in zip(results, whole.embed(batch), strict=True):
             assert isinstance(one, np.ndarray)
+            assert isinstance(other, np.ndarray)
             assert np.array_equal(one, other)
