@@ -42,6 +42,7 @@ class NullEngine:
     model: Model
     budget: int = BUDGET
     num_callers: int = 1
+    divides: bool = False
     choice: NullChoice = field(default_factory=NullChoice)
 
     def __post_init__(self) -> None:

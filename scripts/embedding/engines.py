@@ -25,7 +25,7 @@ from serving.errors import InvalidRequest
 from serving.parts import Joiner, Options, Part, cut
 from serving.settings import Settings
 
-WINDOW_BATCHES = 4  # for each caller of a device: what is asked for at once
+WINDOW_BATCHES = 4  # for each batch that a device has at a time, or two half ones: what is asked for at once
 
 Outcome = np.ndarray | Exception
 
@@ -81,7 +81,8 @@ class LocalEngines:
             engines = loader.submit(load_engines, stored.folder, stored.model, options).result()
         self.precision = engines[0].choice.precision
         limits = options.limits(engines[0].budget)
-        self.window_tokens = WINDOW_BATCHES * limits.budget * len(engines) * engines[0].num_callers
+        num_full = 1 if engines[0].divides else engines[0].num_callers
+        self.window_tokens = WINDOW_BATCHES * limits.budget * len(engines) * num_full
         self._batcher: Batcher[Item, np.ndarray] = Batcher(
             [engine.embed for engine in engines],
             cost=engines[0].cost,
