@@ -12,29 +12,22 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Callable, Hashable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Generic
 
+from models.crew import Crew, Device, ItemT, ResultT
 from models.failures import DeviceLost, NoDevice, OutOfMemory, QueueFull
 from models.schedule import DELAYS_S, STRETCH, Entry, Priority, Schedule
 from models.statistics import Batch, DeviceStatistics, Pace, Statistics
 
 logger = logging.getLogger(__name__)
 
-ItemT = TypeVar("ItemT", bound=Hashable)
-ResultT = TypeVar("ResultT")
-
 CLOSED = "the batcher was closed"
 MAX_LOSSES = 2  # devices that may be lost with an item on them before the item is held to be the cause
 RECOVERY = 1.05  # by which a budget that memory has cut grows with every batch that fits
 VISIT_S = 10.0  # after somebody's call, in which he may come again: batches of bulk work stay small for so long
 RETRY_AFTER_S = (1.0, 60.0)  # the least and the most that a caller is told to wait
-
-# A blocking function: one result an item, in order; an item that fails gets its exception.
-# Raises DeviceLost or OutOfMemory where nothing of the batch was computed
-Device = Callable[[Sequence[ItemT]], Sequence[ResultT | Exception]]
 
 
 @dataclass(frozen=True)
@@ -80,18 +73,13 @@ class Batcher(Generic[ItemT, ResultT]):
     Equal items are computed once: who asks for one that is queued, running or just done gets the same result.
     A device that is lost is set aside, and what it held goes to the others. Where memory is short, a batch is cut
     and the device's budget shrinks, and recovers.
-    A device that divides computes a batch in each of its shares while more waits than one batch holds, and what
-    waits alone on all of it.
 
     Args:
-        devices: each is called from threads of its own.
+        devices, num_callers, shares: see `Crew`.
         cost: of an item, in tokens' worth of arithmetic.
         limits: of batches and of the queue.
         lingers: whether an item's result may be kept for `linger_s` after it is done, so that a caller who
             looked into the cache just before the result was written there still joins.
-        num_callers: batches that a device is given at a time, each in a thread.
-        shares: for each device that divides, the function of one of its `num_callers` equal shares, which are
-            called from threads of their own; None: they do not divide.
         on_last_loss: called once no device is left and everyone who waited has been told.
         on_batch: called with every batch that is done, its items, and the longest that one of them had waited.
     """
@@ -108,11 +96,8 @@ class Batcher(Generic[ItemT, ResultT]):
         shares: Sequence[Device[ItemT, ResultT]] | None = None,
     ) -> None:
         self.limits = limits
-        self._devices = devices
         self._cost = cost
         self._lingers = lingers
-        self._num_callers = num_callers
-        self._shares = shares
         self._on_last_loss = on_last_loss
         self._on_batch = on_batch
         self._schedule: Schedule[ItemT] = Schedule()
@@ -120,10 +105,7 @@ class Batcher(Generic[ItemT, ResultT]):
         self._statistics = Statistics([DeviceStatistics(limits.budget) for _ in devices])
         self._paces = [Pace() for _ in devices]
         self._changed = asyncio.Event()  # set when a device that waits has reason to look again
-        num_whole = len(devices) * (1 if shares else num_callers)
-        self._threads = ThreadPoolExecutor(num_whole, thread_name_prefix="device")
-        self._share_threads = ThreadPoolExecutor(len(devices) * num_callers, thread_name_prefix="share")
-        self._is_whole = [False] * len(devices)  # of one that divides: whether one batch has all of it
+        self._crew = Crew(devices, num_callers, shares, self._changed.set)
         self._loops: list[asyncio.Task[None]] = []
         self._visited_until = -math.inf
         self._last_loss = "no device is lost"
@@ -156,8 +138,9 @@ class Batcher(Generic[ItemT, ResultT]):
             self._statistics.num_rejected_calls += 1
             raise QueueFull(self._drain_s())
         if not self._loops:
-            numbers = [number for number in range(len(self._devices)) for _ in range(self._num_callers)]
-            self._loops = [asyncio.create_task(self._drain(number)) for number in numbers]
+            numbers = range(len(self._statistics.devices))
+            callers = [number for number in numbers for _ in range(self._crew.num_callers)]
+            self._loops = [asyncio.create_task(self._drain(number)) for number in callers]
         works = self._enter_all(items, priority)
         started = asyncio.get_running_loop().time()
         try:
@@ -190,8 +173,7 @@ class Batcher(Generic[ItemT, ResultT]):
             self._resolve(self._works[entry.item], Outcome(RuntimeError(CLOSED)))
         self._changed.set()
         await asyncio.gather(*self._loops)
-        self._threads.shutdown()
-        self._share_threads.shutdown()
+        self._crew.close()
 
     def _enter_all(self, items: Sequence[ItemT], priority: Priority) -> list[_Work[ItemT, ResultT]]:
         """Each item is due after STRETCH times what the devices need for the call up to there.
@@ -233,25 +215,15 @@ class Batcher(Generic[ItemT, ResultT]):
         device = self._statistics.devices[number]
         while not self._is_closed and not device.is_lost:
             full_at = self._waits_for_company_until(device) if self._schedule.size else math.inf
-            if self._is_whole[number]:
+            if self._crew.is_taken(number):
                 await self._look_again(math.inf)
             elif full_at is not None:
                 await self._look_again(full_at)
             else:
                 has_visitors = asyncio.get_running_loop().time() < self._visited_until
-                room, is_share = self._room(device)
+                room, is_share = self._crew.room(device, self._schedule)
                 entries = self._schedule.pick(room, self.limits.max_items, has_visitors)
                 await self._run(number, [self._works[entry.item] for entry in entries], is_share)
-
-    def _room(self, device: DeviceStatistics) -> tuple[int, bool]:
-        """What a caller may take now, and whether as one of the device's shares.
-
-        Shares have an equal part of what waits, so that they end together.
-        """
-        is_lone = self._schedule.size == 1 or self._schedule.cost <= device.budget
-        if self._shares is None or (is_lone and not device.inflight_batches):
-            return device.budget, False
-        return math.ceil(min(device.budget, self._schedule.cost) / self._num_callers), True
 
     def _waits_for_company_until(self, device: DeviceStatistics) -> float | None:
         """When the first item of a batch that is not full has waited for long enough; None if that is now."""
@@ -271,11 +243,6 @@ class Batcher(Generic[ItemT, ResultT]):
 
     async def _run(self, number: int, batch: list[_Work[ItemT, ResultT]], is_share: bool) -> None:
         device, loop = self._statistics.devices[number], asyncio.get_running_loop()
-        function, threads = self._devices[number], self._threads
-        if is_share:
-            assert self._shares is not None
-            function, threads = self._shares[number], self._share_threads
-        self._is_whole[number] = self._shares is not None and not is_share
         cost = sum(work.entry.cost for work in batch)
         items = [work.entry.item for work in batch]
         began, started = loop.time(), time.perf_counter()
@@ -285,7 +252,7 @@ class Batcher(Generic[ItemT, ResultT]):
         ticket = self._paces[number].expect(cost, began, device.cost_per_s)
         results: Sequence[ResultT | Exception]
         try:
-            results = await loop.run_in_executor(threads, function, items)
+            results = await self._crew.compute(number, items, is_share)
             assert len(results) == len(batch), "a device owes one result an item"
         except DeviceLost as error:
             self._set_aside(number, batch, error)
@@ -308,9 +275,6 @@ class Batcher(Generic[ItemT, ResultT]):
         finally:
             device.inflight_batches -= 1
             self._paces[number].forget(ticket)
-            if self._is_whole[number]:
-                self._is_whole[number] = False
-                self._changed.set()
         device.num_batches += 1
         device.num_items += len(batch)
         self._statistics.num_batches += 1

@@ -7,7 +7,8 @@ import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
-from models.batcher import Batcher, Device, Limits
+from models.batcher import Batcher, Limits
+from models.crew import Device
 
 # For what must happen; nothing waits as long unless a test fails
 DEADLINE_S = 20
