@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import logging
-import os
 import time
 from dataclasses import dataclass, field
 from typing import Any
-
-os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # read when ray is imported
 
 import ray
 
@@ -19,9 +15,6 @@ from bulk.shards import shard_name
 from bulk.worker import ShardWriter
 from bulk.workload import Worker, Workload
 
-logger = logging.getLogger(__name__)
-
-OBJECT_STORE_BYTES = 200_000_000  # of an embedded Ray: blocks of letters go through it, no embeddings
 MAX_FAILED_STARTS = 3  # one after the other
 
 
@@ -94,27 +87,6 @@ class Journal:
 
     def at(self, block: int) -> int | None:
         return self._at.pop(block, None)
-
-
-def connect(address: str | None, num_cpus: int) -> None:
-    """Ray: a cluster's by its address, else one of this process's own that ends with it, at 127.0.0.1 alone."""
-    logging.getLogger("ray").setLevel(logging.WARNING)
-    if address is not None:
-        ray.init(address=address, log_to_driver=False)
-        return
-    ray.init(
-        address="local",
-        num_cpus=num_cpus,
-        include_dashboard=False,
-        object_store_memory=OBJECT_STORE_BYTES,
-        log_to_driver=False,
-        _node_ip_address="127.0.0.1",
-    )
-
-
-def disconnect() -> None:
-    """Ends an embedded Ray; a cluster goes on, without this run's actors."""
-    ray.shutdown()
 
 
 class Pool:

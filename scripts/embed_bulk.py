@@ -21,12 +21,13 @@ import time
 from collections.abc import Sequence
 from typing import Any, get_args
 
+from bulk.cluster import connect, disconnect
 from bulk.driver import Driver, RunFailed
 from bulk.driver import Progress as Done
 from bulk.folder import Folder
 from bulk.manifest import Manifest
 from bulk.plan import WINDOW_SHARDS, blocks, shard_tokens
-from bulk.pool import Pool, PoolSize, StartFailed, connect, disconnect
+from bulk.pool import Pool, PoolSize, StartFailed
 from bulk.report import summarise, write_reports
 from bulk.source import expand, read
 from bulk.survey import Survey, survey

@@ -37,7 +37,7 @@ def files(folder: str) -> list[Path]:
         ("models", {"bentoml"}, {"models/runner.py", "models/store.py"}),
         ("models", {"ray", "bulk"}, set()),
         ("serving", {"ray", "bulk"}, set()),
-        ("bulk", {"ray"}, {"bulk/pool.py", "bulk/driver.py"}),
+        ("bulk", {"ray"}, {"bulk/cluster.py", "bulk/pool.py", "bulk/driver.py"}),
         ("bulk", {"bentoml", "fastapi", "scripts"}, set()),
     ],
 )

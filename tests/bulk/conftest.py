@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bulk.pool import connect, disconnect
+from bulk.cluster import connect, disconnect
 from bulk.workload import Form, Workload
 from models import store
 from scripts import import_model
