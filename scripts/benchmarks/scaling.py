@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import functools
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -20,6 +21,7 @@ from scripts.benchmarks.workload import load
 
 NUMS_DEVICES = (1, 2, 4, 8)
 LOST_AFTER_BATCHES = 5  # of the device that is lost
+NUM_CALLERS = 2  # of a device, as of a GPU: the next batch is there when one is done
 
 Device = Callable[[Sequence[str]], Sequence[int | Exception]]
 
@@ -71,17 +73,20 @@ def run(options: argparse.Namespace) -> None:
         distinct[start : start + options.per_request] for start in range(0, len(distinct), options.per_request)
     ]
     total = sum(cost_of(sequence) for call in calls for sequence in call)
-    device = functools.partial(simulate, cost_of=cost_of, rate=options.rate)
+
+    def devices(num: int) -> list[Device]:
+        return [Simulated(cost_of, options.rate) for _ in range(num)]
+
     limits = Limits(budget=options.budget)
 
     runs: dict[int, Run] = {}
     for num in NUMS_DEVICES:
-        seconds, _, batches = asyncio.run(drain([device] * num, calls, cost_of, limits))
+        seconds, _, batches = asyncio.run(drain(devices(num), calls, cost_of, limits))
         first = next(iter(runs.values())).seconds if runs else seconds
         runs[num] = Run(seconds, first / seconds, total / options.rate / num / seconds, batches)
     most = max(NUMS_DEVICES)
-    devices: list[Device] = [*[device] * (most - 1), Failing(device)]
-    loss = count(*asyncio.run(drain(devices, calls, cost_of, limits))[:2], calls)
+    *others, last = devices(most)
+    loss = count(*asyncio.run(drain([*others, Failing(last)], calls, cost_of, limits))[:2], calls)
     _print(runs, loss, most, total / options.rate, options)
     figures = {
         "devices": {num: asdict(one) for num, one in runs.items()},
@@ -100,10 +105,19 @@ def _cost(sequence: str, dim: int) -> int:
     return cost(len(sequence), dim)
 
 
-def simulate(batch: Sequence[str], cost_of: Callable[[str], int], rate: float) -> list[int]:
-    """A device: takes its time, and answers with the length of each sequence."""
-    time.sleep(sum(map(cost_of, batch)) / rate)
-    return [len(sequence) for sequence in batch]
+class Simulated:
+    """A device: computes one batch at a time, takes its time, and answers with the length of each sequence."""
+
+    def __init__(self, cost_of: Callable[[str], int], rate: float) -> None:
+        self._cost_of = cost_of
+        self._rate = rate
+        self._computing = threading.Lock()
+
+    def __call__(self, batch: Sequence[str]) -> list[int]:
+        seconds = sum(map(self._cost_of, batch)) / self._rate
+        with self._computing:
+            time.sleep(seconds)
+        return [len(sequence) for sequence in batch]
 
 
 class Failing:
@@ -125,7 +139,7 @@ async def drain(
     devices: Sequence[Device], calls: Sequence[Sequence[str]], cost_of: Callable[[str], int], limits: Limits
 ) -> tuple[float, list[list[Outcome[int]]], list[int]]:
     """All calls at once: seconds until all are answered, what they got, batches of each device."""
-    batcher: Batcher[str, int] = Batcher(devices, cost=cost_of, limits=limits)
+    batcher: Batcher[str, int] = Batcher(devices, cost=cost_of, limits=limits, num_callers=NUM_CALLERS)
     started = time.perf_counter()
     outcomes = await asyncio.gather(*(batcher.run(call) for call in calls))
     seconds = time.perf_counter() - started
