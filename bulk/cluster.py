@@ -22,6 +22,7 @@ def connect(address: str | None, num_cpus: int) -> None:
         ConnectionError: no cluster answers there, or it wants a token.
     """
     logging.getLogger("ray").setLevel(logging.WARNING)
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     if address is not None:
         _join(address)
         return
@@ -41,11 +42,10 @@ def disconnect() -> None:
 
 
 def _join(address: str) -> None:
-    os.environ["RAY_RUNTIME_ENV_IGNORE_GITIGNORE"] = "1"  # else the compiled kernels stay behind
     code = {"py_modules": [str(_ROOT / name) for name in PACKAGES], "excludes": ["**/__pycache__"]}
     try:
         ray.init(address=address, runtime_env=code, log_to_driver=False)
-    except ConnectionError as error:
+    except (ConnectionError, ray.exceptions.AuthenticationError) as error:
         raise ConnectionError(
-            f"{address}: {error}. Where the cluster wants a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"
+            f"{address}: {error} Where the cluster wants a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"
         ) from error

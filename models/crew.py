@@ -36,9 +36,9 @@ class Crew(Generic[ItemT, ResultT]):
     def __init__(
         self,
         devices: Sequence[Device[ItemT, ResultT]],
-        num_callers: int = 1,
-        shares: Sequence[Device[ItemT, ResultT]] | None = None,
-        on_free: Callable[[], None] = lambda: None,
+        num_callers: int,
+        shares: Sequence[Device[ItemT, ResultT]] | None,
+        on_free: Callable[[], None],
     ) -> None:
         self.num_callers = num_callers
         self._devices = devices

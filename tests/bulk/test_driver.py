@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,6 +28,7 @@ pytestmark = pytest.mark.usefixtures("embedded_ray")
 
 RECORDS = [Record(f"p{n}", random_sequence(20 + 3 * n, seed=n)) for n in range(30)]
 DEADLY = RECORDS[7].sequence
+DEADLINE_S = 60
 
 
 class Dying(Writer):
@@ -46,6 +48,18 @@ class DyingOnce(Writer):
         if DEADLY in sequences and not mark.exists():
             mark.touch()
             os.kill(os.getpid(), signal.SIGKILL)
+        return super()._embed(sequences)
+
+
+class InCompany(Writer):
+    """Computes nothing before two processes are there."""
+
+    def _embed(self, sequences: Sequence[str]) -> list[np.ndarray | Exception]:
+        Path(self._folder.at(f"at-work-{os.getpid()}")).touch()
+        give_up = time.monotonic() + DEADLINE_S
+        while len(list(Path(self._folder.at("")).glob("at-work-*"))) < 2:
+            assert time.monotonic() < give_up
+            time.sleep(0.01)
         return super()._embed(sequences)
 
 
@@ -105,6 +119,12 @@ def test_going_on_computes_what_is_missing_alone(tmp_path: Path, make_workload: 
     assert len(untouched) == 3
     assert sorted(read(tmp_path)) == sorted(record.id for record in RECORDS)
     assert progress.num_resumed == sum(manifest.shards[index].num_letters for index in (0, 2, 3))
+
+
+def test_the_pool_grows_while_blocks_wait(tmp_path: Path, make_workload: Make, weights: Path) -> None:
+    progress, _ = run(tmp_path, make_workload(), weights, InCompany)
+    assert progress.utilisation.keys() == {0, 1}
+    assert read(tmp_path).keys() == {record.id for record in RECORDS}
 
 
 def test_a_dead_actor_is_replaced(tmp_path: Path, make_workload: Make, weights: Path) -> None:
