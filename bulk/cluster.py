@@ -46,6 +46,7 @@ def _join(address: str) -> None:
     try:
         ray.init(address=address, runtime_env=code, log_to_driver=False)
     except (ConnectionError, ray.exceptions.AuthenticationError) as error:
+        reason = str(error).rstrip(". \n")
         raise ConnectionError(
-            f"{address}: {error} Where the cluster wants a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"
+            f"{address}: {reason}. Where the cluster wants a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"
         ) from error

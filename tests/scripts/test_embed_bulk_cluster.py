@@ -28,9 +28,8 @@ DEADLINE_S = 120
 
 @dataclass(frozen=True)
 class Cluster:
-    """ports: of the head, and of Ray's client."""
+    """client_port: of Ray's client. environment: of who calls the command, with the head's address and token."""
 
-    head_port: int
     client_port: int
     environment: dict[str, str]
 
@@ -56,7 +55,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
             head = subprocess.Popen(command, cwd=elsewhere, env=environment, stdout=log, stderr=log)
         try:
             _wait_for(client_port, head, elsewhere / "log")
-            yield Cluster(head_port, client_port, environment | {"RAY_ADDRESS": f"127.0.0.1:{head_port}"})
+            yield Cluster(client_port, environment | {"RAY_ADDRESS": f"127.0.0.1:{head_port}"})
         finally:
             head.send_signal(signal.SIGTERM)
             head.wait(DEADLINE_S)
