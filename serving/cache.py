@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import logging
 import struct
@@ -17,6 +16,7 @@ from isal import igzip_lib, isal_zlib
 
 from serving.measures import measures_of_process
 from serving.redis import CACHE_PREFIX, REDIS_ERRORS, STATS_KEY, Pause
+from serving.tasks import apart
 from serving.threads import run_to_its_end
 
 logger = logging.getLogger(__name__)
@@ -121,8 +121,8 @@ class Cache:
 
     async def get_many(self, keys: Sequence[str]) -> list[np.ndarray | None]:
         """One MGET; None for each key that is not there."""
-        # Shielded: redis-py, by asyncio.wait_for of Python 3.11, forgets a cancellation that comes while it sends
-        values = await asyncio.shield(self._fetch(keys)) if keys and not self._away.is_on else None
+        # Apart: redis-py, by asyncio.wait_for of Python 3.11, forgets a cancellation that comes while it sends
+        values = await apart(self._fetch(keys)) if keys and not self._away.is_on else None
         if values is None:
             return [None] * len(keys)
         size_bytes = sum(len(value) for value in values if value is not None)
@@ -208,7 +208,7 @@ class Cache:
         Raises:
             redis.RedisError, OSError: Redis does not answer.
         """
-        await asyncio.shield(self.write_counts())
+        await apart(self.write_counts())
         pipeline = self.client.pipeline(transaction=False)
         pipeline.hgetall(STATS_KEY)
         pipeline.dbsize()

@@ -40,7 +40,7 @@ from serving.runners import ServedModel, ServedText, Terms
 from serving.schemas import ComputeOptions
 from serving.sequences import Limits, Protein, Record, clean_all
 from serving.settings import Settings
-from serving.tasks import end
+from serving.tasks import end, settle
 from serving.texts import TextPipeline
 
 logger = logging.getLogger(__name__)
@@ -263,6 +263,7 @@ class Gateway:
                 await asyncio.gather(*(end(task) for task in tasks))
                 await self.cache.write_counts()
                 await asyncio.gather(*(served.runner.close() for served in self.all_served))
+                await settle()
                 await asyncio.gather(self.client.aclose(), self.doorkeeper.limits.aclose())
 
     async def _until_closing(self, work: Coroutine[Any, Any, None]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import re
@@ -27,6 +26,7 @@ from serving.pipeline import Report
 from serving.redis import OUTPUT_PREFIX, OUTPUTS_KEY, REDIS_ERRORS
 from serving.runners import ServedModel
 from serving.sequences import Protein
+from serving.tasks import apart
 from serving.threads import run_to_its_end
 
 NPZ_MEDIA_TYPE = "application/x-npz"
@@ -190,7 +190,7 @@ class OutputStore:
         except OSError as error:
             raise StoreUnavailable(f"the outputs cannot be written ({error.strerror})") from error
         try:
-            await asyncio.shield(pipeline.execute())
+            await apart(pipeline.execute())
         except REDIS_ERRORS as error:
             measures_of_process().redis_errors.labels("outputs").inc()
             path.unlink(missing_ok=True)

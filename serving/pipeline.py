@@ -19,7 +19,7 @@ from serving.measures import measures_of_process
 from serving.parts import Call, Joiner, Options, Part, plan_calls
 from serving.runners import ServedModel, Terms
 from serving.sequences import Protein
-from serving.tasks import a_few_at_a_time
+from serving.tasks import a_few_at_a_time, apart
 from serving.telemetry import span
 from serving.threads import run_to_its_end
 
@@ -192,7 +192,7 @@ class _Request:
         """Writes what was computed to the cache."""
         unwritten, self._unwritten = self._unwritten, {}
         # A sibling window's failure cancels this one; what is computed is to be kept all the same
-        await asyncio.shield(self.cache.put_many(unwritten))
+        await apart(self.cache.put_many(unwritten))
 
     async def _run(self, call: Call, clock: _Stopwatch, terms: Terms) -> None:
         with clock:

@@ -5,7 +5,6 @@ The windows and their arithmetic are those of the package `limits`.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import math
 import time
@@ -22,6 +21,7 @@ from serving.ledger import Ledger
 from serving.measures import measures_of_process
 from serving.redis import LIMITS_PREFIX, REDIS_ERRORS, Pause
 from serving.settings import Settings
+from serving.tasks import apart
 
 logger = logging.getLogger(__name__)
 
@@ -77,8 +77,8 @@ class RateLimits:
         item = self._items.get(name)
         if item is None or count <= 0 or self._away.is_on:
             return
-        # Shielded: redis-py, by asyncio.wait_for of Python 3.11, forgets a cancellation that comes while it sends
-        found = await asyncio.shield(self._hit(name, ledger.caller.name, min(count, item.amount)))
+        # Apart: redis-py, by asyncio.wait_for of Python 3.11, forgets a cancellation that comes while it sends
+        found = await apart(self._hit(name, ledger.caller.name, min(count, item.amount)))
         if found is None:
             return
         is_taken, window = found

@@ -1,4 +1,4 @@
-"""Ending tasks for certain, letting them end, and having a few of them at a time."""
+"""Ending tasks for certain, letting them end, letting them go on alone, and having a few of them at a time."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 AGAIN_S = 0.2
+
+_apart: set[asyncio.Task[Any]] = set()  # a loop refers weakly to its tasks
 
 
 async def end(*tasks: asyncio.Task[Any]) -> None:
@@ -46,6 +48,21 @@ async def finish(work: Coroutine[Any, Any, T] | asyncio.Task[T]) -> T:
     if was_cancelled:
         raise asyncio.CancelledError from task.exception()
     return task.result()
+
+
+async def apart(work: Coroutine[Any, Any, T]) -> T:
+    """The result of work that goes on where who waits for it is cancelled, who goes at once."""
+    task = asyncio.ensure_future(work)
+    _apart.add(task)
+    task.add_done_callback(_apart.discard)
+    return await asyncio.shield(task)
+
+
+async def settle() -> None:
+    """Waits for what goes on apart in this event loop."""
+    loop = asyncio.get_running_loop()
+    while here := [task for task in _apart if task.get_loop() is loop]:
+        await asyncio.wait(here)
 
 
 async def a_few_at_a_time(items: Iterable[T], work: Callable[[T], Awaitable[None]], count: int) -> None:

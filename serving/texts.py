@@ -16,7 +16,7 @@ from serving.cache import Cache, TextKeyParts, cache_key
 from serving.errors import DeadlineExceeded, InferenceFailed, InvalidRequest, InvalidTexts, Problem
 from serving.pipeline import Admit, let_in
 from serving.runners import ServedText, Terms
-from serving.tasks import a_few_at_a_time
+from serving.tasks import a_few_at_a_time, apart
 from serving.telemetry import span
 from serving.threads import run_to_its_end
 
@@ -165,7 +165,7 @@ class _TextRequest:
         """What was computed, to the cache."""
         if self._has_right_keys:
             computed = {self.keys[text]: self.rows[text] for text in misses if text in self.rows}
-            await asyncio.shield(self.cache.put_many(computed))
+            await apart(self.cache.put_many(computed))
 
     def report(self, description: dict[str, Any]) -> TextReport:
         """What became of every text.

@@ -15,7 +15,7 @@ from serving.jobs.store import JobStore
 from serving.pipeline import Pipeline
 from serving.redis import REDIS_ERRORS
 from serving.runners import ServedModel
-from serving.tasks import end, finish
+from serving.tasks import apart, end, finish
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +88,7 @@ class JobWorker:
 
     async def _hand_back(self, lease: Lease) -> None:
         with contextlib.suppress(LeaseLost, *REDIS_ERRORS):  # then the lease lapses
-            await asyncio.shield(self._queue.hand_back(lease))
+            await apart(self._queue.hand_back(lease))
 
     async def _is_held(self, lease: Lease) -> bool:
         try:

@@ -21,6 +21,7 @@ from serving.redis import connect
 from serving.runners import ServedModel, Terms
 from serving.sequences import Protein
 from serving.settings import Settings
+from serving.tasks import settle
 
 
 class CountingRunner:
@@ -106,6 +107,7 @@ async def client(redis_url: str, data_dir: Path) -> AsyncIterator[redis.asyncio.
     client = connect(Settings(redis_url=redis_url, data_dir=data_dir))
     await client.flushdb()
     yield client
+    await settle()
     await client.aclose()
 
 

@@ -21,6 +21,7 @@ from serving.ledger import Ledger
 from serving.rates import RateLimits
 from serving.redis import LIMITS_PREFIX
 from serving.settings import Settings
+from serving.tasks import settle
 
 
 def of(name: str) -> Ledger:
@@ -40,6 +41,7 @@ async def make(client: redis.asyncio.Redis, redis_url: str, data_dir: Path) -> A
         return made[-1]
 
     yield limits
+    await settle()
     for one in made:
         await one.aclose()
 

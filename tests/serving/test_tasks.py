@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from serving import tasks
-from serving.tasks import end, finish
+from serving.tasks import apart, end, finish, settle
 
 
 async def stubborn(times: int) -> int:
@@ -117,3 +117,26 @@ async def test_work_goes_on_where_who_waits_for_it_is_cancelled(fails: bool) -> 
     with pytest.raises(asyncio.CancelledError):
         await waiting
     assert has_ended.is_set()
+
+
+async def test_work_goes_on_apart_from_who_has_left_and_can_be_waited_for() -> None:
+    may_end, ended = asyncio.Event(), []
+
+    async def work(number: int) -> int:
+        await may_end.wait()
+        await asyncio.sleep(0)
+        ended.append(number)
+        return number
+
+    staying = asyncio.create_task(apart(work(1)))
+    leaving = asyncio.create_task(apart(work(2)))
+    await asyncio.sleep(0)
+    leaving.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await leaving
+    may_end.set()
+    assert not ended
+    await settle()
+    assert ended == [1, 2]
+    assert await staying == 1
+    await settle()  # nothing is left
