@@ -132,7 +132,11 @@ class JobQueue:
         """
         if not is_id(job_id):  # `{id}:parts` is a key too
             raise UnknownJob("no such job")
-        record = await _ask(cast(Awaitable[Any], self._client.hgetall(_job(job_id))))
+        job: Job = await _ask(self._read(job_id))
+        return job
+
+    async def _read(self, job_id: str) -> Job:
+        record = await cast(Awaitable[Any], self._client.hgetall(_job(job_id)))
         if not record:
             raise UnknownJob("no such job")
         return Job.from_hash(job_id, record)
@@ -169,13 +173,19 @@ class JobQueue:
         return bool(await _ask(self._cancel(keys=keys, args=[job.id, self._ttl_s])))
 
     async def take(self, models: Sequence[str], token: str) -> Lease | None:
-        """A job of one of these models: one whose worker has vanished, else the one that waits longest."""
+        """A job of one of these models: one whose worker has vanished, else the one that waits longest.
+
+        Raises:
+            redis.RedisError, OSError: Redis does not answer. A job that was taken all the same goes on when its
+                lease lapses.
+            ValueError: the job's record is not understood.
+        """
         keys = [key for model in models for key in (_queued(model), _leased(model))]
         found = await self._take(keys=keys, args=[JOB_PREFIX, token, self._lease_s])
         if not found:
             return None
         try:
-            return Lease(await self.get(found.decode()), token)
+            return Lease(await self._read(found.decode()), token)
         except UnknownJob:
             return None
 

@@ -7,7 +7,7 @@ import contextlib
 import errno
 import json
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
@@ -1115,6 +1115,33 @@ async def test_a_redis_that_is_away_while_a_window_is_computed_costs_nothing_tha
     finally:
         await client.aclose()
         server.stop()
+
+
+async def test_a_worker_whose_redis_goes_away_while_it_takes_a_job_goes_on(
+    client: redis.asyncio.Redis,
+    lapsing: JobQueue,
+    service: JobService,
+    pipeline: Pipeline,
+    served: ServedModel,
+    queue: JobQueue,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    job_id = await submit(service, served, *SIX)
+    hgetall, troubles = client.hgetall, [redis.ConnectionError("nobody is there")]
+
+    async def hgetall_once_away(name: str) -> Any:
+        if troubles:
+            raise troubles.pop()
+        return await hgetall(name)
+
+    monkeypatch.setattr(client, "hgetall", hgetall_once_away)
+    async with working(make_worker(replace(service, queue=lapsing), pipeline, served)):
+        await until(lambda: has_none(troubles), "it asks what it has taken")
+        assert (await ended(queue, job_id)).state == "done"
+
+
+async def has_none(troubles: Sequence[Exception]) -> bool:
+    return not troubles
 
 
 async def test_a_worker_without_a_redis_waits_for_one(
