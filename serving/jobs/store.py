@@ -47,8 +47,24 @@ class Entry:
         return cls(*json.loads(line))
 
 
+@contextlib.contextmanager
+def _reaching() -> Iterator[None]:
+    """Every place has errors of its own: not all of fsspec's are OSErrors, as who waits for a place expects."""
+    try:
+        yield
+    except (OSError, AssertionError):
+        raise
+    except Exception as error:
+        raise OSError(f"{type(error).__name__}: {error}") from error
+
+
+@_reaching()
+def _next_line(file: BinaryIO) -> bytes:
+    return file.readline()
+
+
 class JobStore:
-    """The files of all jobs. Its methods block, so they are called from threads.
+    """The files of all jobs. Its methods block, so they are called from threads; a place that fails is an OSError.
 
     Args:
         url: of the place; a path, or a URL that fsspec knows.
@@ -83,21 +99,25 @@ class JobStore:
     @contextlib.contextmanager
     def writing_input(self, job_id: str) -> Iterator[BinaryIO]:
         """The input of a new job, to be written line by line."""
-        self._fs.makedirs(f"{self._root}/{job_id}", exist_ok=True)
-        with self._fs.open(self._path(job_id, INPUT), "wb") as file:
+        with _reaching():
+            self._fs.makedirs(f"{self._root}/{job_id}", exist_ok=True)
+            opened = self._fs.open(self._path(job_id, INPUT), "wb")
+        with opened as file:
             yield file
 
     def entries(self, job_id: str, offset: int = 0) -> Generator[tuple[Entry, int]]:
         """Sequences of a job from a place in its input on, each with the place behind it."""
-        with self._fs.open(self._path(job_id, INPUT), "rb") as file:
+        with self.open(job_id, INPUT) as file:
             file.seek(offset)
-            for line in file:
+            while line := _next_line(file):
                 offset += len(line)
                 yield Entry.from_line(line), offset
 
+    @_reaching()
     def write(self, job_id: str, name: str, content: bytes) -> None:
         self._fs.pipe_file(self._path(job_id, name), content)
 
+    @_reaching()
     def read(self, job_id: str, name: str) -> bytes:
         content: bytes = self._fs.cat_file(self._path(job_id, name))
         return content
@@ -112,7 +132,8 @@ class JobStore:
         path = self._scratch / f"{job_id}-{name}"
         try:
             yield path
-            self._fs.put_file(str(path), self._path(job_id, name))
+            with _reaching():
+                self._fs.put_file(str(path), self._path(job_id, name))
         finally:
             path.unlink(missing_ok=True)
 
@@ -120,20 +141,24 @@ class JobStore:
         """Of a file, where the place is a local one."""
         return Path(self._path(job_id, name)) if self._is_local else None
 
+    @_reaching()
     def open(self, job_id: str, name: str) -> BinaryIO:
         file: BinaryIO = self._fs.open(self._path(job_id, name), "rb")
         return file
 
+    @_reaching()
     def size(self, job_id: str, name: str) -> int:
         size_bytes: int = self._fs.size(self._path(job_id, name))
         return size_bytes
 
+    @_reaching()
     def keep_only(self, job_id: str, name: str) -> None:
         """Deletes every file of a job but one."""
         for path in self._fs.ls(self._folder(job_id), detail=False):
             if path.rpartition("/")[2] != name:
                 self._fs.rm_file(path)
 
+    @_reaching()
     def delete(self, job_id: str) -> None:
         """Deletes every file of a job, if there is any."""
         folder = self._folder(job_id)
@@ -143,6 +168,7 @@ class JobStore:
         with contextlib.suppress(FileNotFoundError):
             self._fs.rm(folder, recursive=True)
 
+    @_reaching()
     def older_than(self, age_s: float) -> Sequence[str]:
         """Jobs that have files here and were begun so long ago."""
         self._fs.invalidate_cache()

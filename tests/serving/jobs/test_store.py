@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import fsspec
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from serving.jobs.records import new_id
 from serving.jobs.store import Entry, JobStore
@@ -163,6 +166,84 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(SettingsError, match=r"^OUTPUT_URL: cannot be written \(\w+: "):
         JobStore(str(tmp_path / "file" / "jobs"), scratch=tmp_path).check()
+
+
+class EndpointConnectionError(Exception):
+    """As botocore's, which s3fs hands on: no OSError."""
+
+
+class AwayFileSystem(MemoryFileSystem):  # type: ignore[misc]
+    """In memory, until it is away."""
+
+    protocol = "away"
+    is_away = False
+
+    def __getattribute__(self, name: str) -> Any:
+        found = super().__getattribute__(name)
+        if name in ("ls", "rm", "cat_file", "pipe_file", "put_file", "size", "open", "makedirs"):
+            return refuse if AwayFileSystem.is_away else found
+        return found
+
+
+def refuse(*_: object, **__: object) -> None:
+    raise EndpointConnectionError("Could not connect")
+
+
+@pytest.fixture
+def away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> JobStore:
+    """A store that is away once `is_away` is set, with a job in it."""
+    fsspec.register_implementation("away", AwayFileSystem, clobber=True)
+    monkeypatch.setattr(AwayFileSystem, "is_away", False)
+    return JobStore(f"away://{tmp_path.name}/jobs", scratch=tmp_path)
+
+
+def write_input(store: JobStore, job_id: str) -> None:
+    with store.writing_input(job_id) as file:
+        file.write(ENTRIES[0].to_line())
+
+
+def make(store: JobStore, job_id: str) -> None:
+    with store.making(job_id, "result") as path:
+        path.write_bytes(b"x")
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        write_input,
+        make,
+        lambda store, job_id: next(store.entries(job_id)),
+        lambda store, job_id: store.write(job_id, "part", b"x"),
+        lambda store, job_id: store.read(job_id, "input.jsonl"),
+        lambda store, job_id: store.open(job_id, "input.jsonl"),
+        lambda store, job_id: store.size(job_id, "input.jsonl"),
+        lambda store, job_id: store.keep_only(job_id, "input.jsonl"),
+        lambda store, _: store.older_than(0),
+        lambda store, job_id: store.delete(job_id),
+    ],
+)
+def test_a_place_that_is_away_raises_an_os_error_whatever_its_own_are(
+    away: JobStore, use: Callable[[JobStore, str], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job_id = written(away, ENTRIES[0])
+    monkeypatch.setattr(AwayFileSystem, "is_away", True)
+    with pytest.raises(OSError, match=r"^EndpointConnectionError: Could not connect$"):
+        use(away, job_id)
+    monkeypatch.setattr(AwayFileSystem, "is_away", False)
+    use(away, job_id)
+
+
+def test_a_place_that_is_away_while_the_input_is_read_raises_an_os_error(
+    away: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job_id = written(away, *ENTRIES)
+    opened: BinaryIO = away.open(job_id, "input.jsonl")
+    monkeypatch.setattr(away, "open", lambda *_: opened)
+    found = away.entries(job_id)
+    assert next(found)[0] == ENTRIES[0]
+    monkeypatch.setattr(opened, "readline", refuse)
+    with pytest.raises(OSError, match="Could not connect"):
+        next(found)
 
 
 @pytest.mark.parametrize("url", ["nosuch://bucket/prefix", "hdfs2://x"])
