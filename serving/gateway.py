@@ -40,7 +40,7 @@ from serving.runners import ServedModel, ServedText, Terms
 from serving.schemas import ComputeOptions
 from serving.sequences import Limits, Protein, Record, clean_all
 from serving.settings import Settings
-from serving.tasks import end, settle
+from serving.tasks import apart, end, settle
 from serving.texts import TextPipeline
 
 logger = logging.getLogger(__name__)
@@ -284,7 +284,7 @@ class Gateway:
     async def _count_for_ever(self) -> None:
         while True:
             await asyncio.sleep(COUNT_EVERY_S)
-            await self.cache.write_counts()
+            await apart(self.cache.write_counts())  # cut off in the middle, it would lose what it counted
 
     async def _measure_for_ever(self) -> None:
         while True:

@@ -30,8 +30,7 @@ async def end(*tasks: asyncio.Task[Any]) -> None:
         except asyncio.CancelledError:
             was_cancelled = True
     for task in tasks:
-        if not task.cancelled() and (error := task.exception()) is not None:
-            logger.error("a task failed", exc_info=error)
+        _tell_failure(task)
     if was_cancelled:
         raise asyncio.CancelledError
 
@@ -51,11 +50,18 @@ async def finish(work: Coroutine[Any, Any, T] | asyncio.Task[T]) -> T:
 
 
 async def apart(work: Coroutine[Any, Any, T]) -> T:
-    """The result of work that goes on where who waits for it is cancelled, who goes at once."""
+    """The result of work that goes on where who waits for it is cancelled, who goes at once.
+
+    Nobody is there to learn of its failure then, so it is logged.
+    """
     task = asyncio.ensure_future(work)
     _apart.add(task)
     task.add_done_callback(_apart.discard)
-    return await asyncio.shield(task)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        task.add_done_callback(_tell_failure)
+        raise
 
 
 async def settle() -> None:
@@ -63,6 +69,11 @@ async def settle() -> None:
     loop = asyncio.get_running_loop()
     while here := [task for task in _apart if task.get_loop() is loop]:
         await asyncio.wait(here)
+
+
+def _tell_failure(task: asyncio.Task[Any]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        logger.error("a task failed", exc_info=error)
 
 
 async def a_few_at_a_time(items: Iterable[T], work: Callable[[T], Awaitable[None]], count: int) -> None:

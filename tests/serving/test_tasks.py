@@ -140,3 +140,26 @@ async def test_work_goes_on_apart_from_who_has_left_and_can_be_waited_for() -> N
     assert ended == [1, 2]
     assert await staying == 1
     await settle()  # nothing is left
+
+
+@pytest.mark.parametrize("leaves", [False, True])
+async def test_a_failure_apart_is_told_to_who_waits_or_logged(
+    leaves: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    may_fail = asyncio.Event()
+
+    async def fail() -> None:
+        await may_fail.wait()
+        raise ValueError("in the end")
+
+    waiting = asyncio.create_task(apart(fail()))
+    await asyncio.sleep(0)
+    if leaves:
+        waiting.cancel()
+    else:
+        may_fail.set()
+    with pytest.raises(asyncio.CancelledError if leaves else ValueError):
+        await waiting
+    may_fail.set()
+    await settle()
+    assert ("in the end" in caplog.text) == leaves
