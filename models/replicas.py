@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from models.catalogue import Model
 from models.cores import usable_cores
 from models.memory import give_freed_memory_back, keep_freed_memory
+from models.statistics import DeviceStatistics
 from models.text.model import TextModel
 
 if TYPE_CHECKING:
@@ -92,13 +93,17 @@ def gpu_bytes(devices: Iterable[Device]) -> int:
     return sum(torch.cuda.memory_allocated(device) for device in devices)
 
 
-def gpu_memory(devices: Iterable[Device]) -> dict[str, tuple[int, int]]:
-    """Bytes that are used on each GPU, by whomever, and that it has."""
+def gpu_memory(engines: Sequence[Any], devices: Sequence[DeviceStatistics]) -> dict[str, tuple[int, int]]:
+    """Bytes that are used on each GPU, by whomever, and that it has. A GPU that is lost does not say."""
     import torch
 
     found: dict[str, tuple[int, int]] = {}
-    for device in devices:
-        if device.type == "cuda":
-            free, total = torch.cuda.mem_get_info(device)
-            found[str(device)] = (total - free, total)
+    for engine, device in zip(engines, devices, strict=True):
+        if engine.device.type == "cuda" and not device.is_lost:
+            try:
+                free, total = torch.cuda.mem_get_info(engine.device)
+            except RuntimeError as error:  # lost, and no batch has met that yet
+                logger.warning("%s does not say what memory it has: %s", engine.device, error)
+            else:
+                found[str(engine.device)] = (total - free, total)
     return found

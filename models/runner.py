@@ -162,14 +162,14 @@ def make_runner(model: Model | TextModel, tag: bentoml.Tag, options: RunnerOptio
                 if self.failure is not None:
                     continue
                 statistics = self.batcher.statistics
-                gpus = replicas.gpu_memory(engine.device for engine in self.engines)
-                self.measures.note(model.name, self.names, statistics, gpus)
                 late_s = [device.overdue_s for device in statistics.devices if not device.is_lost]
                 if min(late_s, default=0.0) > HANGS_FOR_GOOD_S:
                     logger.critical(
                         "no device of %s gets on with its work; the runner is started anew", model.name
                     )
                     os._exit(1)
+                gpus = replicas.gpu_memory(self.engines, statistics.devices)
+                self.measures.note(model.name, self.names, statistics, gpus)
 
         @bentoml.api
         async def attend(self) -> None:
