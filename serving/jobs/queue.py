@@ -79,7 +79,7 @@ class JobQueue:
         self._cancel, self._renew = register(scripts.CANCEL), register(scripts.RENEW)
         self._advance, self._restart = register(scripts.ADVANCE), register(scripts.RESTART)
         self._end, self._hand_back = register(scripts.END), register(scripts.HAND_BACK)
-        self._forget = register(scripts.FORGET)
+        self._leave, self._forget = register(scripts.LEAVE), register(scripts.FORGET)
 
     async def submit(self, order: Order, quota: Quota, key: str) -> str:
         """Puts a job into the queue. key: the client's Idempotency-Key, or "".
@@ -178,16 +178,20 @@ class JobQueue:
         Raises:
             redis.RedisError, OSError: Redis does not answer. A job that was taken all the same goes on when its
                 lease lapses.
-            ValueError: the job's record is not understood.
+            ValueError: the job's record is not understood; another version may, when the lease lapses.
         """
         keys = [key for model in models for key in (_queued(model), _leased(model))]
         found = await self._take(keys=keys, args=[JOB_PREFIX, token, self._lease_s])
         if not found:
             return None
+        job_id = found.decode()
         try:
-            return Lease(await self._read(found.decode()), token)
+            return Lease(await self._read(job_id), token)
         except UnknownJob:
             return None
+        except ValueError:
+            await self._leave(keys=[_job(job_id)], args=[token])
+            raise
 
     async def renew(self, lease: Lease, **fields: str | int) -> None:
         """

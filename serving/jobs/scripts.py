@@ -47,6 +47,7 @@ end
 if not id then return false end
 local job = ARGV[1] .. id
 redis.call('ZREM', from, id)
+if redis.call('HEXISTS', job, 'owner') == 0 then return false end -- nothing but its name is left
 redis.call('ZADD', leased, now + ARGV[3], id)
 redis.call('HSET', job, 'state', 'running', 'token', ARGV[2], 'run_at', tostring(now))
 redis.call('HSET', job, 'run_residues', redis.call('HGET', job, 'residues') or 0)
@@ -60,6 +61,15 @@ return id
 HELD = """
 if redis.call('HGET', KEYS[1], 'token') ~= ARGV[1] then return 0 end
 """
+
+# KEYS: job. ARGV: token. Who cannot understand a job has not tried it; its lease is for how long others come first
+LEAVE = (
+    HELD
+    + """
+redis.call('HINCRBY', KEYS[1], 'tries', -1)
+return 1
+"""
+)
 
 # KEYS: job, leased. ARGV: token, id, lease in seconds, fields...
 RENEW = (

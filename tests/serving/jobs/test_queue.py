@@ -13,7 +13,7 @@ from serving.errors import Overloaded, StoreUnavailable, UnknownJob
 from serving.jobs import queue as queue_module
 from serving.jobs.queue import Depth, JobQueue, Lease, LeaseLost, Quota
 from serving.jobs.records import Job, Progress
-from serving.redis import REDIS_ERRORS
+from serving.redis import JOB_PREFIX, REDIS_ERRORS
 from serving.schemas import JobOptions
 from tests.serving.jobs.conftest import ANY, TTL_S, order
 
@@ -591,3 +591,33 @@ async def test_a_redis_that_is_away_is_told(dead_client: redis.asyncio.Redis, wh
     else:
         with pytest.raises(REDIS_ERRORS):
             await ASKED_BY_WORKERS[what](queue, job)
+
+
+@pytest.mark.parametrize("is_lapsed", [False, True])
+async def test_a_job_of_which_nothing_but_its_name_is_left_is_given_to_nobody(
+    queue: JobQueue, lapsing: JobQueue, client: redis.asyncio.Redis, is_lapsed: bool
+) -> None:
+    lost, whole = await submit(queue), await submit(queue)
+    if is_lapsed:
+        assert (await take(lapsing)).job.id == lost
+    await client.delete(JOB_PREFIX + lost)
+    assert await queue.take(MINE, "t") is None
+    assert not await client.exists(JOB_PREFIX + lost)
+    assert (await take(queue)).job.id == whole
+    assert await queue.take(MINE, "t") is None
+
+
+@pytest.mark.parametrize(("field", "value"), [("options", '{"nobody": "knows this"}'), ("tag", None)])
+async def test_a_job_that_is_not_understood_is_left_as_it_was_for_another_version(
+    queue: JobQueue, lapsing: JobQueue, client: redis.asyncio.Redis, field: str, value: str | None
+) -> None:
+    job_id = await submit(queue)
+    name = JOB_PREFIX + job_id
+    before = await client.hget(name, field)
+    await (client.hdel(name, field) if value is None else client.hset(name, field, value))
+    for number in range(3):
+        with pytest.raises(ValueError, match="nobody" if value else f"job {job_id} has no tag"):
+            await lapsing.take(MINE, f"old {number}")
+    await client.hset(name, field, before)
+    lease = await take(queue)
+    assert (lease.job.id, lease.job.tries) == (job_id, 1)
