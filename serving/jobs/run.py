@@ -37,6 +37,7 @@ NOTE_EVERY_S = 0.5
 PAUSE_S = 1.0  # while Redis is away
 STORE_PAUSE_S = 5.0
 STORE_PATIENCE_S = 3600.0
+UNREADABLE, UNWRITABLE = "the sequences cannot be read", "the results cannot be written"
 MAX_TRIES = 10  # workers that may vanish with a job, one after another, before the job is held to be the cause
 WINDOW_BYTES = 64_000_000  # of embeddings in a window
 
@@ -102,7 +103,7 @@ class Run:
                 await self._until_redis_answers(lambda: self._queue.restart(self._lease, self._served.tag))
                 self._progress = Progress()
             await self._embed_windows()
-            name, size_bytes = await self._until_stored(self._put_together, await self._parts())
+            name, size_bytes = await self._until_stored(UNWRITABLE, self._put_together, await self._parts())
             await self._end("done", result=name, result_bytes=size_bytes)
         except (LeaseLost, _Stopped):
             pass
@@ -138,7 +139,7 @@ class Run:
         note = asyncio.create_task(self._note_live())
         tasks: list[asyncio.Task[None]] = []
         try:
-            while (window := await self._in_thread(self._next_window)) is not None:
+            while (window := await self._until_stored(UNREADABLE, self._next_window)) is not None:
                 self._windows.append(window)
                 tasks.append(asyncio.create_task(self._embedder.embed(window)))
                 if len(tasks) > 1:
@@ -185,7 +186,7 @@ class Run:
         """The first of the windows under way is done: written, and noted for good."""
         assert window is self._windows[0]
         part = f"part-{window.first:09d}-{self._lease.token}"
-        await self._until_stored(self._write_part, part, window.results())
+        await self._until_stored(UNWRITABLE, self._write_part, part, window.results())
         before = self._progress
         seen = {*before.precision.split("+"), window.precision} - {""}
         progress = Progress(
@@ -285,17 +286,20 @@ class Run:
             "job_id": order.id,
         }
 
-    async def _until_stored(self, work: Callable[..., T], *arguments: Any) -> T:
-        """A disk that is full, or a place that is away, is waited for; what was computed is not thrown away."""
+    async def _until_stored(self, trouble: str, work: Callable[..., T], *arguments: Any) -> T:
+        """A disk that is full, or a place that is away, is waited for; what was computed is not thrown away.
+
+        trouble: what is said meanwhile. A file that is gone does not come back.
+        """
         deadline = time.monotonic() + STORE_PATIENCE_S
         while True:
             try:
                 return await self._in_thread(work, *arguments)
             except OSError as error:
-                if time.monotonic() > deadline:
+                if isinstance(error, FileNotFoundError) or time.monotonic() > deadline:
                     raise
                 logger.warning("job %s waits for its store: %s", self._job.id, error)
-                await self._explain_wait(f"the results cannot be written ({error.strerror or error})")
+                await self._explain_wait(f"{trouble} ({error.strerror or error})")
                 await asyncio.sleep(STORE_PAUSE_S)
 
     async def _in_thread(self, work: Callable[..., T], *arguments: Any) -> T:

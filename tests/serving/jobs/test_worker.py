@@ -1045,6 +1045,34 @@ async def test_a_store_that_stays_away_fails_the_job_in_the_end(
     assert (job.state, job.reason) == ("failed", "OSError: [Errno 28] No space left on device")
 
 
+async def test_an_input_that_cannot_be_read_for_a_while_is_waited_for(
+    worker: JobWorker,
+    service: JobService,
+    served: ServedModel,
+    queue: JobQueue,
+    runner: TroubledRunner,
+    store: JobStore,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    is_there, entries = threading.Event(), store.entries
+
+    def refuse(job_id: str, offset: int = 0) -> Iterator[tuple[Any, int]]:
+        if offset and not is_there.is_set():
+            raise OSError("EndpointConnectionError: Could not connect")
+        return entries(job_id, offset)
+
+    monkeypatch.setattr(store, "entries", refuse)
+    job_id = await submit(service, served, *SIX)
+    async with working(worker):
+        reason = "waiting: the sequences cannot be read (EndpointConnectionError: Could not connect)"
+        await until(lambda: waits_for(queue, job_id, reason), "it is said")
+        is_there.set()
+        job = await ended(queue, job_id)
+    assert (job.state, job.reason) == ("done", "")
+    assert lengths_in(store, job) == [5, 4, 3, 6, 7, 8]
+    assert sorted(runner.asked) == sorted(SIX)
+
+
 async def test_an_input_that_is_gone_fails_the_job(
     worker: JobWorker, service: JobService, served: ServedModel, queue: JobQueue, store: JobStore
 ) -> None:
