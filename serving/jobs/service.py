@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from serving.errors import InvalidRequest, StoreUnavailable
@@ -24,6 +25,18 @@ from serving.uploads import Upload
 logger = logging.getLogger(__name__)
 
 ORPHAN_S = 7200.0  # files without a job are deleted when they are so old: their submission has ended long ago
+
+
+@contextlib.contextmanager
+def reaching_files() -> Iterator[None]:
+    """
+    Raises:
+        StoreUnavailable: instead of an OSError, of a disk or of any other place that files of jobs are in.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise StoreUnavailable(f"the files of jobs cannot be reached ({error.strerror or error})") from error
 
 
 @dataclass(frozen=True)
@@ -52,17 +65,19 @@ class JobService:
         Returns:
             Its id (or that of the job that this Idempotency-Key already has), and what the upload holds.
         Raises:
+            StoreUnavailable: the input cannot be written.
             InvalidRequest, and as `write_input` and `JobQueue.submit`.
         """
         check_format(options.format, options.pooled)
         await self.queue.check()
         job_id, model = new_id(), served.model
         try:
-            contents = await run_to_its_end(
-                lambda: write_input(upload, self.store, job_id, model, limits, options.format)
-            )
+            with reaching_files():
+                contents = await run_to_its_end(
+                    lambda: write_input(upload, self.store, job_id, model, limits, options.format)
+                )
         except BaseException:
-            await run_to_its_end(lambda: self.store.delete(job_id))
+            await self._delete(job_id)
             raise
         order = Order(
             *(job_id, owner, name, served.tag, options),
@@ -81,15 +96,22 @@ class JobService:
             raise
         finally:
             if taken != order.id:
-                await run_to_its_end(lambda: self.store.delete(order.id))
+                await self._delete(order.id)
         return taken
 
     async def cancel(self, job: Job) -> bool:
         """Whether it was queued or running. Its files are deleted."""
         was_active = await self.queue.cancel(job)
         if was_active or job.state == "cancelled":  # who cancelled it may not have come to this
-            await run_to_its_end(lambda: self.store.delete(job.id))
+            await self._delete(job.id)
         return was_active
+
+    async def _delete(self, job_id: str) -> None:
+        """Its files; what cannot be deleted now, the sweep deletes."""
+        try:
+            await run_to_its_end(lambda: self.store.delete(job_id))
+        except OSError as error:
+            logger.warning("job %s leaves files behind: %s", job_id, error)
 
     async def sweep(self) -> None:
         """Deletes the results whose time is over, and files that belong to no job."""

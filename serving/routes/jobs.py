@@ -28,7 +28,7 @@ from serving.errors import (
 from serving.examples import UBIQUITIN
 from serving.gateway import Gateway, gateway_of
 from serving.jobs.records import ENDED, Job
-from serving.jobs.service import check_key
+from serving.jobs.service import check_key, reaching_files
 from serving.jobs.submission import Contents
 from serving.ranges import stream_range
 from serving.results import MEDIA_TYPES, file_name
@@ -247,7 +247,11 @@ async def result(
         if not await run_to_its_end(path.exists):
             raise ExpiredOutput("the file of this result is gone")
         return FileResponse(path, media_type=media_type, filename=name)
-    file = await run_to_its_end(lambda: store.open(job.id, job.result))
+    with reaching_files():
+        try:
+            file = await run_to_its_end(lambda: store.open(job.id, job.result))
+        except FileNotFoundError:
+            raise ExpiredOutput("the file of this result is gone") from None
     return stream_range(
         file, job.result_bytes, request.headers, etag=job.result, media_type=media_type, filename=name
     )
@@ -274,15 +278,18 @@ async def _receive(request: Request, gateway: Gateway) -> tuple[BinaryIO, Kind, 
         raise UnsupportedBody(
             f"{media_type or 'no media type'}; send application/json, text/x-fasta or a form with a file"
         )
-    file: BinaryIO = tempfile.TemporaryFile(dir=gateway.settings.data_dir)  # noqa: SIM115  # the caller closes it
+    with reaching_files():
+        file: BinaryIO = tempfile.TemporaryFile(dir=gateway.settings.data_dir)  # noqa: SIM115  # the caller closes it
     try:
         held = bytearray()
         async for chunk in request.stream():
             held += chunk
             if len(held) >= _SPOOL_BYTES:
                 block, held = held, bytearray()
-                await run_to_its_end(lambda block=block: file.write(block))  # type: ignore[misc]
-        await run_to_its_end(lambda: file.write(held))
+                with reaching_files():
+                    await run_to_its_end(lambda block=block: file.write(block))  # type: ignore[misc]
+        with reaching_files():
+            await run_to_its_end(lambda: file.write(held))
     except BaseException:
         file.close()
         raise

@@ -208,3 +208,32 @@ async def test_depths_are_counted_by_model(
     assert [counted("queued", model) for model in ("esm2_mini", "prot_t5")] == [1, 1]
     assert [counted("running", model) for model in ("esm2_mini", "prot_t5")] == [1, 0]
     assert 0 <= counted("oldest", "prot_t5") < 60
+
+
+async def test_where_the_input_cannot_be_written_the_store_is_named_and_nothing_is_left(
+    service: JobService, served: ServedModel, store: JobStore, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(store, "writing_input", refuse)
+        broken.setattr(store, "delete", refuse)
+        with pytest.raises(
+            StoreUnavailable, match=r"the files of jobs cannot be reached \(No space left on device\)"
+        ):
+            await submit(service, served)
+    job_id = await submit(service, served)
+    assert folders_of(place) == {job_id}
+
+
+async def test_a_job_is_cancelled_though_its_files_cannot_be_deleted(
+    service: JobService, served: ServedModel, queue: JobQueue, store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError("EndpointConnectionError: Could not connect")
+
+    job_id = await submit(service, served)
+    monkeypatch.setattr(store, "delete", refuse)
+    assert await service.cancel(await queue.get(job_id))
+    assert (await queue.get(job_id)).state == "cancelled"
