@@ -188,12 +188,13 @@ class Gateway:
         return self.by_name[name]
 
     @property
-    def default_embedder(self) -> str:
-        """The model of embeddings for whom names none: the deployment's choice, else texts before proteins."""
+    def default_embedder(self) -> str | None:
+        """The model of embeddings for whom names none: the deployment's choice, else texts before proteins.
+
+        None where none is served.
+        """
         wanted = self.settings.default_embedding_model
-        if wanted is not None:
-            return wanted
-        return [*self._names_of("embedding"), *self.served][0]
+        return wanted or next(iter([*self._names_of("embedding"), *self.served]), None)
 
     def default_text_model(self, kind: Kind) -> str:
         """The model of a kind for whom names none.

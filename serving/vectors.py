@@ -13,6 +13,7 @@ from serving.errors import (
     InvalidRequest,
     InvalidSequences,
     InvalidTexts,
+    NoSuchModel,
     Problem,
     ServiceError,
     TooManySequences,
@@ -70,11 +71,13 @@ async def embed(
     """Embeddings of texts, proteins, or token ids of either.
 
     Raises:
-        UnknownModel: no embedding model is served under this name.
+        UnknownModel, NoSuchModel: no embedding model is served under this name, or none at all.
         InvalidSequences, InvalidTexts: some cannot be embedded; each is named.
         TooManySequences, InvalidRequest, and what the pipelines raise.
     """
     name = name or gateway.default_embedder
+    if name is None:
+        raise NoSuchModel("no model for embedding is served here; MODELS and TEXT_MODELS name those that are")
     if (served := gateway.by_name.get(name)) is not None:
         if options.prompt_name is not None:
             raise InvalidRequest(f"prompt_name: {name} reads proteins and has no prompts")

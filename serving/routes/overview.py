@@ -115,10 +115,10 @@ async def models(gateway: Annotated[Gateway, Depends(gateway_of)]) -> dict[str, 
 )
 async def info(
     gateway: Annotated[Gateway, Depends(gateway_of)],
-    model: Annotated[str | None, Query(description="default: that of /embed")] = None,
+    model: Annotated[str | None, Query(description="default: that of /embed, else the first")] = None,
 ) -> ServerInfo:
     """One model and the limits of requests, as text-embeddings-inference tells it."""
-    served = gateway.find_any(model or gateway.default_embedder)
+    served = gateway.find_any(model or gateway.default_embedder or gateway.all_served[0].model.name)
     status = await served.status()
     s, facts = gateway.settings, status["facts"]
     is_text = "kind" in facts

@@ -113,6 +113,21 @@ def test_a_model_that_is_mended_is_served_without_a_restart(tmp_path: Path) -> N
         bentoml.models.delete(stored.tag)
 
 
+def test_a_service_of_rerankers_alone_is_healthy_and_embeds_nothing(tmp_path: Path) -> None:
+    source = write("cross-raw", tmp_path / "source")
+    with (
+        LocalService(tmp_path / "data", {"MODELS": "none", "TEXT_MODELS": f"ranks={source}"}) as service,
+        httpx.Client(base_url=service.url, timeout=30) as http,
+    ):
+        assert http.post("/rerank", json={"query": "a", "documents": ["b"]}).status_code == 200
+        health = http.get("/health")
+        assert (health.status_code, health.json()["model"]) == (200, None)
+        assert http.get("/info").json()["model_id"] == "ranks"
+        assert http.get("/embeddings/config").json()["texts"]["default_embedding_model"] is None
+        refused = http.post("/embed", json={"inputs": "a"})
+        assert (refused.status_code, refused.json()["error"]) == (404, "Unknown model")
+
+
 def test_where_no_model_is_whole_the_service_does_not_start(tmp_path: Path) -> None:
     import_model.main(["esm2_t6_8M", "--random", "--seed", "98"])
     stored = bentoml.models.get("esm2_t6_8m")
