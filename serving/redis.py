@@ -191,7 +191,10 @@ class EmbeddedRedis:
             if self._stopping.wait(0.5):
                 return
             logger.warning("the embedded redis-server ended with code %s; starting it again", code)
-            process = self._spawn(executable)
+            try:
+                process = self._spawn(executable)
+            except OSError:  # no memory for a process, say; the one that has ended says so again
+                logger.exception("the embedded redis-server cannot be started; it is tried again")
 
     def _arguments(self) -> list[str]:
         options = {
