@@ -107,6 +107,7 @@ class Batcher(Generic[ItemT, ResultT]):
         self._changed = asyncio.Event()  # set when a device that waits has reason to look again
         self._crew = Crew(devices, num_callers, shares, self._changed.set)
         self._loops: list[asyncio.Task[None]] = []
+        self._alone: set[int] = set()  # devices that compute what was short of memory beside another batch
         self._visited_until = -math.inf
         self._last_loss = "no device is lost"
         self._is_closed = False
@@ -215,7 +216,8 @@ class Batcher(Generic[ItemT, ResultT]):
         device = self._statistics.devices[number]
         while not self._is_closed and not device.is_lost:
             full_at = self._waits_for_company_until(device) if self._schedule.size else math.inf
-            if self._crew.is_taken(number):
+            waits_for_others = device.inflight_batches > 0 and self._next_was_short()
+            if self._crew.is_taken(number) or number in self._alone or waits_for_others:
                 await self._look_again(math.inf)
             elif full_at is not None:
                 await self._look_again(full_at)
@@ -224,6 +226,11 @@ class Batcher(Generic[ItemT, ResultT]):
                 room, is_share = self._crew.room(device, self._schedule)
                 entries = self._schedule.pick(room, self.limits.max_items, has_visitors)
                 await self._run(number, [self._works[entry.item] for entry in entries], is_share)
+
+    def _next_was_short(self) -> bool:
+        """Whether what goes next is to have a device to itself."""
+        first = self._schedule.first()
+        return first is not None and self._works[first.item].was_short
 
     def _waits_for_company_until(self, device: DeviceStatistics) -> float | None:
         """When the first item of a batch that is not full has waited for long enough; None if that is now."""
@@ -250,6 +257,8 @@ class Batcher(Generic[ItemT, ResultT]):
             self._paces[number].start(began)
         device.inflight_batches += 1
         ticket = self._paces[number].expect(cost, began, device.cost_per_s)
+        if batch[0].was_short:
+            self._alone.add(number)
         results: Sequence[ResultT | Exception]
         try:
             results = await self._crew.compute(number, items, is_share)
@@ -262,7 +271,7 @@ class Batcher(Generic[ItemT, ResultT]):
                 self._cut(number, batch, cost, error)
                 return
             if device.inflight_batches > 1 and not batch[0].was_short:  # the other batch may have had the memory
-                batch[0].was_short = True
+                batch[0].was_short = batch[0].entry.goes_alone = True
                 self._put_back(batch)
                 return
             results = [error]
@@ -275,6 +284,10 @@ class Batcher(Generic[ItemT, ResultT]):
         finally:
             device.inflight_batches -= 1
             self._paces[number].forget(ticket)
+            if batch[0].was_short:
+                self._alone.discard(number)
+            if batch[0].was_short or self._next_was_short():
+                self._changed.set()
         device.num_batches += 1
         device.num_items += len(batch)
         self._statistics.num_batches += 1

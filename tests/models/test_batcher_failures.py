@@ -115,6 +115,28 @@ async def test_an_item_alone_has_a_second_chance_where_another_batch_had_the_mem
 
 
 @simulated
+async def test_the_second_chance_is_on_a_device_that_does_nothing_else() -> None:
+    worker = Worker()
+
+    def trouble(items: Sequence[int]) -> None:
+        is_beside = any(batch.began < now() < batch.ended and batch.items != items for batch in worker.history)
+        if items == [20] and is_beside:
+            raise OutOfMemory("beside another")
+
+    worker.trouble = trouble
+    async with working(worker, budget=10, num_callers=2) as batcher:
+        others = [await asked(batcher, 30)]
+        mine = await asked(batcher, 20)
+        await until(5)
+        others += [await asked(batcher, item) for item in (7, 8, 9)]
+        assert await mine == [40]
+        assert [await other for other in others] == [[60], [14], [16], [18]]
+        assert batcher.statistics.num_failed == 0
+    assert [(batch.items, batch.began) for batch in worker.history][:3] == [([30], 0), ([20], 0), ([20], 30)]
+    assert all(batch.began >= 50 for batch in worker.history[3:])
+
+
+@simulated
 async def test_what_lost_a_device_goes_alone_and_takes_nobody_along() -> None:
     workers = [Worker(trouble=lost_with(5)) for _ in range(3)]
     async with working(*workers, budget=20) as batcher:
