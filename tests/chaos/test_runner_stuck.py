@@ -31,6 +31,13 @@ def is_ready(service: Running) -> bool:
     return service.http.get("/readyz").status_code == 200
 
 
+def wait_for_all_gateways(service: Running) -> None:
+    """Until each of them has heard the runner."""
+    for worker in service.workers(GATEWAY):
+        with service.connected_to(worker) as http:
+            wait_until(lambda: http.get("/readyz").status_code == 200, "it was heard")
+
+
 def test_a_stuck_runner_turns_ready_off_and_loses_nothing(stored_model: None, data_dir: Path) -> None:
     requests = [proteins(LARGE, seed=n) for n in range(80, 83)]
     with running(data_dir) as service:
@@ -70,9 +77,7 @@ def test_a_dead_runner_turns_ready_off_and_is_replaced(
 def test_a_runner_that_is_silent_for_good_ends_the_liveness(stored_model: None, data_dir: Path) -> None:
     with running(data_dir, LIVENESS_SILENCE_S="10") as service:
         (runner,) = service.workers(RUNNER)
-        for worker in service.workers(GATEWAY):
-            with service.connected_to(worker) as http:
-                wait_until(lambda: http.get("/readyz").status_code == 200, "it was heard")
+        wait_for_all_gateways(service)
         runner.suspend()
         try:
             wait_until(lambda: service.http.get("/livez").status_code != 200, "liveness is off")
@@ -92,6 +97,7 @@ def test_a_runner_whose_devices_hang_is_started_anew_and_loses_nothing(
     faults.folder.mkdir()
     environment = {FOLDER: str(faults.folder), NUM_DEVICES: "2", IS_IMPATIENT: "1"}
     with running(data_dir, "tests.chaos.faulty_service:ProteinEmbeddingService", **environment) as service:
+        wait_for_all_gateways(service)  # else "not ready" may be that one of them has not heard the runner yet
         ((right,),) = service.expect([proteins(1, seed=90)])
         (hanging,) = service.workers(RUNNER)
         faults.hold.touch()
