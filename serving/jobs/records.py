@@ -117,12 +117,11 @@ class Job:
             ValueError: the record is another version's.
         """
         fields = {name.decode(): value.decode() for name, value in record.items()}
+        if missing := {"owner", "model", "tag", "options", "state", "submitted_at"} - fields.keys():
+            raise ValueError(f"job {job_id} has no {', '.join(sorted(missing))}")
 
         def number(name: str) -> int:
             return int(fields.get(name, 0))
-
-        if missing := {"owner", "model", "tag", "options", "state", "submitted_at"} - fields.keys():
-            raise ValueError(f"job {job_id} has no {', '.join(sorted(missing))}")
 
         def moment(name: str) -> float | None:
             return float(fields[name]) if name in fields else None

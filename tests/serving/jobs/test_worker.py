@@ -991,8 +991,8 @@ async def test_a_redis_that_forgot_what_was_noted_makes_no_result_with_a_gap(
 # Stores and Redis in trouble
 
 
-@pytest.mark.parametrize("where", ["a window", "the result"])
-async def test_a_disk_that_is_full_is_waited_for_and_nothing_is_computed_again(
+@pytest.mark.parametrize("where", ["a window", "the result", "the input"])
+async def test_a_store_in_trouble_is_waited_for_and_nothing_is_computed_again(
     worker: JobWorker,
     service: JobService,
     served: ServedModel,
@@ -1002,21 +1002,23 @@ async def test_a_disk_that_is_full_is_waited_for_and_nothing_is_computed_again(
     where: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    has_room = threading.Event()
-    owner, name = (store, "write") if where == "a window" else (run_module, "write")
-    write = getattr(owner, name)
+    is_well = threading.Event()
+    places: dict[str, tuple[Any, str]] = {"a window": (store, "write"), "the result": (run_module, "write")}
+    owner, name = places.get(where, (store, "entries"))
+    use = getattr(owner, name)
 
-    def refuse(*arguments: Any) -> None:
-        if not has_room.is_set():
+    def refuse(*arguments: Any) -> Any:
+        if not is_well.is_set():
             raise FULL
-        write(*arguments)
+        return use(*arguments)
 
     monkeypatch.setattr(owner, name, refuse)
     job_id = await submit(service, served, *SIX)
     async with working(worker):
-        reason = "waiting: the results cannot be written (No space left on device)"
+        trouble = "the sequences cannot be read" if where == "the input" else "the results cannot be written"
+        reason = f"waiting: {trouble} (No space left on device)"
         await until(lambda: waits_for(queue, job_id, reason), "it is said")
-        has_room.set()
+        is_well.set()
         job = await ended(queue, job_id)
     assert (job.state, job.reason) == ("done", "")
     assert lengths_in(store, job) == [5, 4, 3, 6, 7, 8]
@@ -1043,34 +1045,6 @@ async def test_a_store_that_stays_away_fails_the_job_in_the_end(
         job = await ended(queue, job_id)
         await until(lambda: is_empty(place), "its files are gone")
     assert (job.state, job.reason) == ("failed", "OSError: [Errno 28] No space left on device")
-
-
-async def test_an_input_that_cannot_be_read_for_a_while_is_waited_for(
-    worker: JobWorker,
-    service: JobService,
-    served: ServedModel,
-    queue: JobQueue,
-    runner: TroubledRunner,
-    store: JobStore,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    is_there, entries = threading.Event(), store.entries
-
-    def refuse(job_id: str, offset: int = 0) -> Iterator[tuple[Any, int]]:
-        if offset and not is_there.is_set():
-            raise OSError("EndpointConnectionError: Could not connect")
-        return entries(job_id, offset)
-
-    monkeypatch.setattr(store, "entries", refuse)
-    job_id = await submit(service, served, *SIX)
-    async with working(worker):
-        reason = "waiting: the sequences cannot be read (EndpointConnectionError: Could not connect)"
-        await until(lambda: waits_for(queue, job_id, reason), "it is said")
-        is_there.set()
-        job = await ended(queue, job_id)
-    assert (job.state, job.reason) == ("done", "")
-    assert lengths_in(store, job) == [5, 4, 3, 6, 7, 8]
-    assert sorted(runner.asked) == sorted(SIX)
 
 
 async def test_an_input_that_is_gone_fails_the_job(
