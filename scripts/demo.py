@@ -6,7 +6,6 @@ python -m scripts.demo [--fasta FILE] [--url URL]    URL: of a service that runs
 from __future__ import annotations
 
 import argparse
-import io
 import os
 import sys
 import tempfile
@@ -21,6 +20,7 @@ from huggingface_hub.constants import ENDPOINT
 from models.catalogue import CATALOGUE, MINI
 from scripts import import_model
 from scripts.local_service import ROOT, LocalService
+from scripts.npz import read_npz
 from serving.sequences import Record, parse_fasta
 
 TRAINED_CHOICE = "esm2_t6_8M"
@@ -110,8 +110,7 @@ def embed(client: httpx.Client, url: str, model: str, records: list[Record], poo
         file = client.get(url + reply.json()["download_link"])
         file.raise_for_status()
         ms = (time.perf_counter() - started) * 1e3
-        with np.load(io.BytesIO(file.content), allow_pickle=False) as arrays:
-            embedding = arrays["embedding_0"].astype(np.float32)
+        embedding = read_npz(file.content)["embedding_0"].astype(np.float32)
         norm = float(np.linalg.norm(embedding, axis=-1).mean())
         rows.append(Row(record.id, result["length"], embedding.shape, norm, result["cached"], ms))
     return rows

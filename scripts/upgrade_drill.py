@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import io
 import os
 import subprocess
 import sys
@@ -29,6 +28,7 @@ import numpy as np
 from models.catalogue import MINI, STANDARD_RESIDUES
 from models.engine import Engine, Item
 from scripts.local_service import ROOT, LocalService
+from scripts.npz import read_npz
 from serving.redis import EmbeddedRedis
 
 NUM_PROTEINS = 400  # of which the clients ask for some again and again: hits and misses
@@ -115,8 +115,8 @@ class Load:
             return num_cached, f"{tag} answered"
         if file.status_code != 200:
             return num_cached, f"{file.status_code} for the file"
-        with np.load(io.BytesIO(file.content), allow_pickle=False) as arrays:
-            found = np.stack([arrays[f"embedding_{i}"] for i in range(len(places))])
+        arrays = read_npz(file.content)
+        found = np.stack([arrays[f"embedding_{i}"] for i in range(len(places))])
         difference = float(np.abs(found - self.expected[target.version][places]).max())
         return num_cached, None if difference <= TOLERANCE else f"off by {difference:g}: stale, or wrong"
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import io
 import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +15,7 @@ import numpy as np
 
 from scripts.benchmarks.clients import Call
 from scripts.local_service import LocalService
+from scripts.npz import read_npz
 from serving.outputs import NPZ_MEDIA_TYPE
 
 SERVICE = "service:ProteinEmbeddingService"
@@ -49,10 +49,10 @@ class Served:
         return Call(f"/embeddings/compute/{self.model}", body, headers, sum(map(len, sequences)))
 
 
-def read_npz(body: bytes) -> list[np.ndarray]:
+def read_embeddings(body: bytes) -> list[np.ndarray]:
     """The embeddings of a reply, in the order of the request."""
-    with np.load(io.BytesIO(body), allow_pickle=False) as arrays:
-        return [arrays[f"embedding_{index}"] for index in range(int(arrays["sequence_count"]))]
+    arrays = read_npz(body)
+    return [arrays[f"embedding_{index}"] for index in range(int(arrays["sequence_count"]))]
 
 
 def add_arguments(parser: argparse.ArgumentParser, model: str = "esm2_t12_35M") -> None:

@@ -11,7 +11,7 @@ import numpy as np
 
 from scripts.benchmarks.clients import Call, Load, connecting
 from scripts.benchmarks.engine_process import EngineProcess
-from scripts.benchmarks.services import Served, read_npz
+from scripts.benchmarks.services import Served, read_embeddings
 from scripts.peers.launch import Peer
 
 
@@ -41,7 +41,7 @@ def service_contender(served: Served, num_clients: int, is_pooled: bool) -> Cont
     def take_turn(work: Requests) -> Turn:
         served.clear_cache()
         calls = [served.call(request, is_pooled=is_pooled, is_npz=True) for request in work]
-        return _turn(served.url, calls, num_clients, read_npz if is_pooled else None)
+        return _turn(served.url, calls, num_clients, read_embeddings if is_pooled else None)
 
     return take_turn
 

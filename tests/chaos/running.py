@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import random
 import re
@@ -21,6 +20,7 @@ import numpy as np
 import psutil
 
 from scripts.local_service import LocalService
+from scripts.npz import read_npz
 
 MODEL = "esm2_t6_8M"
 RUNNER = f"runner_{MODEL}"
@@ -59,9 +59,9 @@ def assert_same(found: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> 
 def arrays_of(reply: httpx.Response) -> list[np.ndarray]:
     """The embeddings in a reply that is a npz, in order; those that failed are not among them."""
     assert reply.status_code == 200, reply.text
-    with np.load(io.BytesIO(reply.content), allow_pickle=False) as arrays:
-        names = [f"embedding_{index}" for index in range(int(arrays["sequence_count"]))]
-        return [arrays[name] for name in names if name in arrays]
+    arrays = read_npz(reply.content)
+    names = [f"embedding_{index}" for index in range(int(arrays["sequence_count"]))]
+    return [arrays[name] for name in names if name in arrays]
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -19,9 +18,10 @@ import pytest
 import redis
 
 from scripts import import_model
+from scripts.npz import read_npz
 from serving.redis import EmbeddedRedis
 from tests.chaos.redis_server import RedisServer
-from tests.chaos.running import GATEWAY, Running, proteins, running, wait_until
+from tests.chaos.running import GATEWAY, Running, arrays_of, proteins, running, wait_until
 
 pytestmark = pytest.mark.chaos
 
@@ -99,18 +99,15 @@ class Submitted:
         assert (found["status"], found["progress"]["failed"], found["reason"]) == ("done", 0, None)
         assert found["progress"]["sequences"] == len(self.sequences)
         assert found["progress"]["residues"] == sum(map(len, self.sequences))
-        reply = http.get(found["download_link"])
-        with np.load(io.BytesIO(reply.content), allow_pickle=False) as arrays:
-            assert [str(id) for id in arrays["ids"]] == [f"sequence_{i}" for i in range(len(self.sequences))]
-            assert sum(name.startswith("embedding_") for name in arrays) == len(self.sequences)
-            step = max(1, len(self.sequences) // 20)
-            sample = list(range(0, len(self.sequences), step))
-            rows = [arrays[f"embedding_{i}"] for i in sample]
+        arrays = read_npz(http.get(found["download_link"]).content)
+        assert [str(id) for id in arrays["ids"]] == [f"sequence_{i}" for i in range(len(self.sequences))]
+        assert sum(name.startswith("embedding_") for name in arrays) == len(self.sequences)
+        step = max(1, len(self.sequences) // 20)
+        sample = list(range(0, len(self.sequences), step))
         body = {"sequences": [self.sequences[i] for i in sample], "dtype": "float32", "pooled": False}
         reply = http.post(f"/embeddings/compute/{MODEL}", json=body, headers={"accept": "application/x-npz"})
-        with np.load(io.BytesIO(reply.content), allow_pickle=False) as arrays:
-            for place, row in enumerate(rows):
-                np.testing.assert_allclose(row, arrays[f"embedding_{place}"].mean(0), rtol=0, atol=TOLERANCE)
+        for i, rows in zip(sample, arrays_of(reply), strict=True):
+            np.testing.assert_allclose(arrays[f"embedding_{i}"], rows.mean(0), rtol=0, atol=TOLERANCE)
         return found
 
 

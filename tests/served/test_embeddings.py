@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +14,7 @@ import torch
 from transformers import AutoTokenizer, EsmModel
 
 from scripts.local_service import ROOT
+from scripts.npz import read_npz
 from serving.sequences import parse_fasta
 from tests.served.conftest import Served
 
@@ -24,18 +24,13 @@ SEQUENCES = [record.sequence for record in RECORDS]
 HEADERS = {"content-type": "text/x-fasta"}
 
 
-def load(content: bytes) -> dict[str, np.ndarray]:
-    with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-        return dict(arrays)
-
-
 def compute(served: Served, model: str = "esm2_mini", **body: Any) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """The reply in JSON, and the arrays behind its link."""
     reply = served.http.post(f"/embeddings/compute/{model}", json=body)
     assert reply.status_code == 200, reply.text
     file = served.http.get(reply.json()["download_link"])
     assert file.status_code == 200
-    return reply.json(), load(file.content)
+    return reply.json(), read_npz(file.content)
 
 
 def reference(served: Served, model: str, sequences: list[str]) -> list[np.ndarray]:
@@ -71,7 +66,7 @@ def test_fasta_in_npz_out_keeps_ids_order_and_lengths(served: Served) -> None:
     )
     assert reply.status_code == 200, reply.text
     assert reply.headers["content-type"] == "application/x-npz"
-    arrays = load(reply.content)
+    arrays = read_npz(reply.content)
     assert arrays["ids"].tolist() == [record.id for record in RECORDS]
     assert int(arrays["sequence_count"]) == len(RECORDS)
     assert str(arrays["storage_type"]) == "list_of_arrays"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from typing import Any
 
@@ -10,6 +9,7 @@ import httpx
 import numpy as np
 import pytest
 
+from scripts.npz import read_npz
 from tests.served.conftest import Served
 
 COMPUTE = "/embeddings/compute/esm2_mini"
@@ -21,8 +21,8 @@ SHORT = "MQIFVKTLTGKT"
 def load(reply: httpx.Response) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """The arrays of a npz and its manifest."""
     assert reply.status_code == 200, reply.text
-    with np.load(io.BytesIO(reply.content), allow_pickle=False) as arrays:
-        return dict(arrays), json.loads(str(arrays["manifest"]))
+    arrays = read_npz(reply.content)
+    return arrays, json.loads(str(arrays["manifest"]))
 
 
 def post(served: Served, form: str, headers: dict[str, str], **options: Any) -> httpx.Response:
