@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic
 
-from models.crew import Crew, Device, ItemT, ResultT
+from models.crew import Crew, Device, ItemT, Part, ResultT
 from models.failures import DeviceLost, NoDevice, OutOfMemory, QueueFull
 from models.schedule import DELAYS_S, STRETCH, Entry, Priority, Schedule
 from models.statistics import Batch, DeviceStatistics, Pace, Statistics
@@ -63,7 +63,6 @@ class _Work(Generic[ItemT, ResultT]):
     entry: Entry[ItemT]
     outcome: asyncio.Future[Outcome[ResultT]]
     num_losses: int = 0
-    was_short: bool = False  # of memory, when it ran alone
 
 
 class Batcher(Generic[ItemT, ResultT]):
@@ -105,9 +104,8 @@ class Batcher(Generic[ItemT, ResultT]):
         self._statistics = Statistics([DeviceStatistics(limits.budget) for _ in devices])
         self._paces = [Pace() for _ in devices]
         self._changed = asyncio.Event()  # set when a device that waits has reason to look again
-        self._crew = Crew(devices, num_callers, shares, self._changed.set)
+        self._crew = Crew(devices, num_callers, shares)
         self._loops: list[asyncio.Task[None]] = []
-        self._alone: set[int] = set()  # devices that compute what was short of memory beside another batch
         self._visited_until = -math.inf
         self._last_loss = "no device is lost"
         self._is_closed = False
@@ -216,21 +214,15 @@ class Batcher(Generic[ItemT, ResultT]):
         device = self._statistics.devices[number]
         while not self._is_closed and not device.is_lost:
             full_at = self._waits_for_company_until(device) if self._schedule.size else math.inf
-            waits_for_others = device.inflight_batches > 0 and self._next_was_short()
-            if self._crew.is_taken(number) or number in self._alone or waits_for_others:
+            if self._crew.must_wait(number, device, self._schedule):
                 await self._look_again(math.inf)
             elif full_at is not None:
                 await self._look_again(full_at)
             else:
                 has_visitors = asyncio.get_running_loop().time() < self._visited_until
-                room, is_share = self._crew.room(device, self._schedule)
+                room, part = self._crew.room(device, self._schedule)
                 entries = self._schedule.pick(room, self.limits.max_items, has_visitors)
-                await self._run(number, [self._works[entry.item] for entry in entries], is_share)
-
-    def _next_was_short(self) -> bool:
-        """Whether what goes next is to have a device to itself."""
-        first = self._schedule.first()
-        return first is not None and self._works[first.item].was_short
+                await self._run(number, [self._works[entry.item] for entry in entries], part)
 
     def _waits_for_company_until(self, device: DeviceStatistics) -> float | None:
         """When the first item of a batch that is not full has waited for long enough; None if that is now."""
@@ -248,7 +240,7 @@ class Batcher(Generic[ItemT, ResultT]):
             async with asyncio.timeout_at(None if at == math.inf else at):
                 await self._changed.wait()
 
-    async def _run(self, number: int, batch: list[_Work[ItemT, ResultT]], is_share: bool) -> None:
+    async def _run(self, number: int, batch: list[_Work[ItemT, ResultT]], part: Part) -> None:
         device, loop = self._statistics.devices[number], asyncio.get_running_loop()
         cost = sum(work.entry.cost for work in batch)
         items = [work.entry.item for work in batch]
@@ -257,11 +249,9 @@ class Batcher(Generic[ItemT, ResultT]):
             self._paces[number].start(began)
         device.inflight_batches += 1
         ticket = self._paces[number].expect(cost, began, device.cost_per_s)
-        if batch[0].was_short:
-            self._alone.add(number)
         results: Sequence[ResultT | Exception]
         try:
-            results = await self._crew.compute(number, items, is_share)
+            results = await self._crew.compute(number, items, part)
             assert len(results) == len(batch), "a device owes one result an item"
         except DeviceLost as error:
             self._set_aside(number, batch, error)
@@ -270,8 +260,8 @@ class Batcher(Generic[ItemT, ResultT]):
             if len(batch) > 1:
                 self._cut(number, batch, cost, error)
                 return
-            if device.inflight_batches > 1 and not batch[0].was_short:  # the other batch may have had the memory
-                batch[0].was_short = batch[0].entry.goes_alone = True
+            if device.inflight_batches > 1:  # the other batch may have had the memory
+                batch[0].entry.goes_alone = batch[0].entry.wants_device = True
                 self._put_back(batch)
                 return
             results = [error]
@@ -284,9 +274,7 @@ class Batcher(Generic[ItemT, ResultT]):
         finally:
             device.inflight_batches -= 1
             self._paces[number].forget(ticket)
-            if batch[0].was_short:
-                self._alone.discard(number)
-            if batch[0].was_short or self._next_was_short():
+            if self._schedule.size:
                 self._changed.set()
         device.num_batches += 1
         device.num_items += len(batch)

@@ -30,6 +30,7 @@ class Entry(Generic[ItemT]):
     """One item that waits, and for how many callers.
 
     cost: in tokens' worth of arithmetic. arrived, due: on the caller's clock, in seconds.
+    goes_alone: in a batch of its own. wants_device: and on a device that computes nothing else meanwhile.
     """
 
     item: ItemT
@@ -39,6 +40,7 @@ class Entry(Generic[ItemT]):
     is_bulk: bool = False
     num_callers: int = 1
     goes_alone: bool = False
+    wants_device: bool = False
     is_waiting: bool = field(default=False, init=False)
     ticket: int | None = field(default=None, init=False)  # what is due at the same time goes in this order
 
