@@ -3,62 +3,49 @@
 from __future__ import annotations
 
 import asyncio
-import tempfile
 import time
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
-from typing import Annotated, Any, BinaryIO, Literal
+from typing import Annotated
 
 from fastapi import APIRouter, Depends, Path, Query, Request
 from fastapi.sse import EventSourceResponse, ServerSentEvent
-from pydantic import ValidationError
-from starlette.datastructures import UploadFile
-from starlette.formparsers import MultiPartException
 from starlette.responses import FileResponse, Response
 
 from serving.auth import owner_of
 from serving.errors import (
     ExpiredOutput,
-    InvalidRequest,
     JobNotDone,
-    MalformedBody,
     UnknownJob,
-    UnsupportedBody,
 )
-from serving.examples import UBIQUITIN
 from serving.gateway import Gateway, gateway_of
 from serving.jobs.records import ENDED, Job
 from serving.jobs.service import check_key, reaching_files
 from serving.jobs.submission import Contents
 from serving.ranges import stream_range
 from serving.results import MEDIA_TYPES, file_name
-from serving.routes.embeddings import FASTA_BODY, FASTA_MEDIA_TYPES
 from serving.routes.responses import ERRORS, RANGE, Responses, in_parts
-from serving.runners import ServedModel
+from serving.routes.submissions import BODIES, KEY, choose, receive
 from serving.schemas import (
     ErrorBody,
     JobError,
     JobList,
-    JobOptions,
     JobProgress,
     JobQuery,
     JobStatus,
     JobSubmitted,
 )
-from serving.sequences import MAX_ID_LENGTH
 from serving.threads import run_to_its_end
 from serving.uploads import Upload
 
 router = APIRouter(prefix="/embeddings/jobs", tags=["jobs"])
 
 Owner = Annotated[str, Depends(owner_of)]
-Kind = Literal["fasta", "json"]
 
 MAX_LISTED_ERRORS = 100
 MAX_START = 1_000_000_000  # behind all jobs there can be; Redis counts in 64 bits
 EVENT_EVERY_S = 0.5
 EVENTS_FOR_S = 300.0  # then the stream ends, and an EventSource connects again
-_SPOOL_BYTES = 1_000_000  # of a body that are written at a time
 _GONE: Responses = {
     404: {"model": ErrorBody, "description": "no such job"},
     503: {"model": ErrorBody, "description": "Redis does not answer"},
@@ -72,58 +59,7 @@ _SUBMIT_ERRORS: Responses = {
     429: {"model": ErrorBody, "description": "too many jobs or sequences of yours are queued"},
     503: {"model": ErrorBody, "description": "Redis, or the place of the results, does not answer"},
 }
-_GZIP_MEDIA_TYPES = ("application/gzip", "application/x-gzip")
-_FILE = {"type": "string", "format": "binary"}
-_ID = {"type": "string", "minLength": 1, "maxLength": MAX_ID_LENGTH}
-_LISTED = {"type": "array", "minItems": 1, "items": {"type": "string"}}
-_IDS = {"anyOf": [{"type": "array", "items": _ID, "uniqueItems": True}, {"type": "null"}]}
-_NAMED = {
-    "type": "object",
-    "minProperties": 1,
-    "propertyNames": _ID,
-    "additionalProperties": {"type": "string"},
-}
-
-
-_OPTIONS: dict[str, Any] = JobQuery.model_json_schema()["properties"]
-
-
-def _body(needed: str, **properties: Any) -> dict[str, Any]:
-    return {"type": "object", "required": [needed], "properties": properties, "additionalProperties": False}
-
-
-def _as_text(option: dict[str, Any]) -> dict[str, Any]:
-    """An option in a form, where there is no null."""
-    kinds = [kind for kind in option.get("anyOf", []) if kind != {"type": "null"}]
-    return {name: value for name, value in option.items() if name != "anyOf"} | (kinds[0] if kinds else {})
-
-
-_BODIES = {
-    "required": True,
-    "content": {
-        "application/json": {
-            "schema": {
-                "anyOf": [
-                    _body("sequences", sequences=_LISTED, ids=_IDS, **_OPTIONS),
-                    _body("sequences", sequences=_NAMED, ids={"type": "null"}, **_OPTIONS),
-                ]
-            },
-            "example": {"sequences": {"P0CG48": UBIQUITIN}, "model": "esm2_mini", "format": "h5"},
-        },
-        **dict.fromkeys(FASTA_MEDIA_TYPES, FASTA_BODY),
-        **{media_type: {"schema": _FILE} for media_type in _GZIP_MEDIA_TYPES},
-        "multipart/form-data": {
-            "schema": _body("file", file=_FILE, **{name: _as_text(one) for name, one in _OPTIONS.items()})
-        },
-    },
-}
 _ADDRESS = {"Location": {"required": True, "description": "the job's path", "schema": {"type": "string"}}}
-_KEY = {
-    "name": "Idempotency-Key",
-    "in": "header",
-    "description": "submitting again with the same key gives the same job",
-    "schema": {"type": "string", "minLength": 1, "maxLength": 255},
-}
 
 
 @router.post(
@@ -131,7 +67,7 @@ _KEY = {
     status_code=202,
     response_model=JobSubmitted,
     responses={202: {"headers": _ADDRESS}, **_SUBMIT_ERRORS},
-    openapi_extra={"requestBody": _BODIES, "parameters": [_KEY]},
+    openapi_extra={"requestBody": BODIES, "parameters": [KEY]},
 )
 async def submit(
     request: Request,
@@ -146,11 +82,11 @@ async def submit(
     key = check_key(request.headers.get("idempotency-key"))
     if key and (known := await gateway.jobs.queue.find_key(owner, key)):
         return await _accepted(gateway, known, Contents())
-    file, kind, fields = await _receive(request, gateway)
+    file, kind, fields = await receive(request, gateway.settings.data_dir)
     with file:
         upload = Upload(file, kind, int(gateway.settings.max_job_mb * 1e6))
         inside = await run_to_its_end(upload.options)
-        name, served, options = _choose(gateway, query, fields, inside)
+        name, served, options = choose(gateway, query, fields, inside)
         limits = gateway.limits(options, gateway.settings.max_sequences_per_job)
         options = options.model_copy(update={"max_length": limits.max_length})  # as it is here and now
         job_id, contents = await gateway.jobs.submit(upload, name, served, options, limits, owner, key)
@@ -255,64 +191,6 @@ async def result(
     return stream_range(
         file, job.result_bytes, request.headers, etag=job.result, media_type=media_type, filename=name
     )
-
-
-async def _receive(request: Request, gateway: Gateway) -> tuple[BinaryIO, Kind, dict[str, Any]]:
-    """The body in a file of its own, what it is, and the fields of a form."""
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type == "multipart/form-data":
-        try:
-            form = await request.form(max_files=1, max_fields=20)
-        except MultiPartException as error:
-            raise MalformedBody(f"the form cannot be read ({error.message})") from None
-        files = [value for value in form.values() if isinstance(value, UploadFile)]
-        if not files:
-            raise InvalidRequest("the form has no file")
-        fields = {name: value for name, value in form.items() if isinstance(value, str)}
-        return files[0].file, "fasta", fields
-    if media_type == "application/json":
-        kind: Kind = "json"
-    elif media_type in (*FASTA_MEDIA_TYPES, *_GZIP_MEDIA_TYPES):
-        kind = "fasta"
-    else:
-        raise UnsupportedBody(
-            f"{media_type or 'no media type'}; send application/json, text/x-fasta or a form with a file"
-        )
-    with reaching_files():
-        file: BinaryIO = tempfile.TemporaryFile(dir=gateway.settings.data_dir)  # noqa: SIM115  # the caller closes it
-    try:
-        held = bytearray()
-        async for chunk in request.stream():
-            held += chunk
-            if len(held) >= _SPOOL_BYTES:
-                block, held = held, bytearray()
-                with reaching_files():
-                    await run_to_its_end(lambda block=block: file.write(block))  # type: ignore[misc]
-        with reaching_files():
-            await run_to_its_end(lambda: file.write(held))
-    except BaseException:
-        file.close()
-        raise
-    return file, kind, {}
-
-
-def _choose(
-    gateway: Gateway, query: JobQuery, fields: dict[str, Any], inside: dict[str, Any]
-) -> tuple[str, ServedModel, JobOptions]:
-    """The name that asks for the model, the model, the options: those of the body, else those of the query.
-
-    Fields of a form are text, as those of the query; what is inside JSON has its type.
-    """
-    try:
-        asked = JobQuery.model_validate(query.model_dump(exclude_unset=True) | fields)
-        wanted = JobQuery.model_validate(asked.model_dump(exclude_unset=True) | inside, strict=True)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise InvalidRequest(f"{where}: {first['msg']}") from None
-    options = JobOptions(**wanted.model_dump(exclude={"model"}))
-    name = wanted.model or gateway.default_model
-    return name, gateway.find(name), options
 
 
 async def _accepted(gateway: Gateway, job_id: str, contents: Contents) -> Response:

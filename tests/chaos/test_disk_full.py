@@ -16,6 +16,7 @@ pytestmark = [
     pytest.mark.skipif(not hasattr(psutil, "RLIMIT_FSIZE"), reason="limits of a running process: Linux alone"),
 ]
 
+SUBMIT = "/embeddings/jobs/submit"
 MARGIN_BYTES = 500_000  # beyond the log, which the workers write too
 
 
@@ -51,3 +52,21 @@ def test_a_large_reply_is_refused_with_the_reason_and_small_ones_go_on(shared: R
                 assert_same(arrays_of(shared.post(small, http)), expected)
     rows = arrays_of(shared.post(large, pooled=False))
     assert [row.shape for row in rows] == [(1000, 320)] * 8
+
+
+@pytest.mark.parametrize("kind", ["text", "form"])
+def test_a_submission_that_cannot_be_kept_is_refused_with_the_reason(shared: Running, kind: str) -> None:
+    size_bytes = shared.service.log.stat().st_size + 2 * MARGIN_BYTES
+    size_bytes = max(size_bytes, 2_000_000)  # a form of up to a megabyte is held in memory
+    text = "".join(
+        f">{number}\n{protein}\n" for number, protein in enumerate(proteins(size_bytes // 1000, 42, 1000))
+    )
+    for worker in shared.workers(GATEWAY):
+        with files_limited([worker], size_bytes - MARGIN_BYTES), shared.connected_to(worker) as http:
+            if kind == "text":
+                reply = http.post(SUBMIT, content=text, headers={"content-type": "text/x-fasta"})
+            else:
+                reply = http.post(SUBMIT, files={"file": ("proteins.fasta", text)})
+        assert (reply.status_code, reply.json()["error"]) == (503, "Store unavailable")
+        assert "File too large" in reply.json()["detail"]
+    assert shared.http.get("/embeddings/jobs").json()["total"] == 0
