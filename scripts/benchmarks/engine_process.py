@@ -38,6 +38,11 @@ class EngineProcess:
         self._connection.close()
         self._process.join()
 
+    @property
+    def pid(self) -> int:
+        assert self._process.pid is not None
+        return self._process.pid
+
     def embed(self, sequences: Sequence[str]) -> tuple[list[np.ndarray], float]:
         """Means of the sequences, (D,) float32 each, and the seconds that they took there."""
         self._connection.send(list(sequences))

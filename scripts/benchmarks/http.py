@@ -1,4 +1,8 @@
-"""The service over HTTP beside the engine alone and other services: many clients, nothing cached, in turn."""
+"""The service over HTTP beside the engine alone and other services: many clients, nothing cached, in turn.
+
+In turn: one after another in every round, or each with the engine in slices of time, which says more on a shared
+machine (scripts/benchmarks/slices.py), but nothing of latencies.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +10,9 @@ import argparse
 import contextlib
 import statistics
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -21,12 +26,21 @@ from scripts.benchmarks.race import explain
 from scripts.benchmarks.reports import markdown, write_line
 from scripts.benchmarks.services import add_arguments as add_service_arguments
 from scripts.benchmarks.services import serving
+from scripts.benchmarks.slices import Side, in_slices
 from scripts.benchmarks.streams import fresh, requests
 from scripts.benchmarks.turns import Contender, Requests, Turn, engine_contender, peer_contender, service_contender
 from scripts.benchmarks.workload import load
 from scripts.peers.launch import PEERS, choose_peers
 
 ENGINE, POOLED, RESIDUES = "engine alone", "service, pooled", "service, per residue"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A contender's turn, and the engine's next to it or in slices with it."""
+
+    own: Turn
+    engine: Turn
 
 
 @dataclass(frozen=True)
@@ -47,11 +61,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--requests", type=int, default=4, help="of each client in a round (default: 4)")
     parser.add_argument("--max-length", type=int, default=1000, help="longer ones are left out (default: 1000)")
     parser.add_argument("--rounds", type=int, default=3, help="timed turns of each (default: 3)")
+    parser.add_argument(
+        "--slice", type=float, default=0.0, help="seconds; 0: whole turns (default: 0; 0.4 is good on a busy CPU)"
+    )
     parser.add_argument("--compare", default="", help=f"other services, comma-separated: {', '.join(PEERS)}")
 
 
 def run(options: argparse.Namespace) -> None:
     prepare()
+    if options.slice and options.url:
+        raise SystemExit("--slice: the service at --url cannot be stopped")
     task, peers = find_task(options.model), choose_peers(options.compare)
     num_requests = options.clients * options.requests
     found = load(options.fasta, num_requests * options.per_request, options.max_length, options.seed)
@@ -74,10 +93,10 @@ def run(options: argparse.Namespace) -> None:
             except Exception as error:  # whatever a peer raises is of the peer
                 failures[name] = explain(error)
         num_hits = served.num_hits()
-        turns = race(contenders, work, options.rounds, failures)
+        pairs = race(contenders, work, options.rounds, failures, options.slice)
         num_hits = served.num_hits() - num_hits
 
-    results = _results(turns, num_residues)
+    results = _results(pairs, num_residues)
     _print(results, task.model.name)
     for name, reason in failures.items():
         print(f"{name}: {reason}")
@@ -91,63 +110,87 @@ def run(options: argparse.Namespace) -> None:
         "num_residues": num_residues,
         "sequences": options.fasta.name if options.fasta else f"sample of seed {options.seed}",
         "rounds": options.rounds,
+        "slice_s": options.slice,
         "settings": options.set,
     }
     write_line(figures, task, options.json)
 
 
 def race(
-    contenders: Mapping[str, Contender], work: Requests, rounds: int, failures: dict[str, str]
-) -> dict[str, list[Turn]]:
-    """Every contender in every round, after an untimed turn on the shortest requests. One that fails is out, with
+    contenders: Mapping[str, Contender], work: Requests, rounds: int, failures: dict[str, str], slice_s: float = 0
+) -> dict[str, list[Pair]]:
+    """Every contender in every round, after an untimed one on the shortest requests. One that fails is out, with
     its reason in `failures`, but for ours."""
     warm_up = sorted(work, key=lambda request: sum(map(len, request)))[:2]
-    turns: dict[str, list[Turn]] = {}
+    pairs: dict[str, list[Pair]] = {}
     for requests_now in [warm_up, *[work] * rounds]:
-        for name, contender in contenders.items():
-            if name in failures:
-                continue
-            try:
-                turn = contender(requests_now)
-            except Exception as error:
-                if name in (ENGINE, POOLED, RESIDUES):
-                    raise
-                failures[name] = explain(error)
-                turns.pop(name, None)
-                continue
+        for name, pair in _round(contenders, requests_now, failures, slice_s):
             if requests_now is not warm_up:
-                turns.setdefault(name, []).append(turn)
-    return turns
+                pairs.setdefault(name, []).append(pair)
+    return {name: taken for name, taken in pairs.items() if name not in failures}
 
 
-def _results(turns: Mapping[str, Sequence[Turn]], num_residues: int) -> dict[str, Result]:
+def _round(
+    contenders: Mapping[str, Contender], work: Requests, failures: dict[str, str], slice_s: float
+) -> Iterator[tuple[str, Pair]]:
+    engine = contenders[ENGINE]
+    beside = engine.take_turn(work)
+    yield ENGINE, Pair(beside, beside)
+    for name, contender in contenders.items():
+        if name == ENGINE or name in failures:
+            continue
+        try:
+            if slice_s:
+                yield name, _sliced(contender, engine, work, slice_s)
+            else:
+                yield name, Pair(contender.take_turn(work), beside)
+        except Exception as error:
+            if name in (POOLED, RESIDUES):
+                raise
+            failures[name] = explain(error)
+
+
+def _sliced(contender: Contender, engine: Contender, work: Requests, slice_s: float) -> Pair:
+    """Seconds are those in which it was let go on. A request's own, in which it was stopped too, are not told."""
+    sides = []
+    for one in (contender, engine):
+        assert one.pid is not None, "who cannot be stopped takes whole turns"
+        sides.append(Side(partial(one.take_turn, work), one.pid))
+    own, beside = (
+        replace(turn, seconds=seconds, latencies_s=[], own_cores=turn.own_cores * turn.seconds / seconds)
+        for turn, seconds in in_slices(sides, slice_s)
+    )
+    return Pair(own, beside)
+
+
+def _results(pairs: Mapping[str, Sequence[Pair]], num_residues: int) -> dict[str, Result]:
     """of_engine is the median of the ratios round by round: neighbours in time are compared."""
-    engine = turns[ENGINE]
-    expected = engine[-1].vectors
+    expected = pairs[ENGINE][-1].own.vectors
     assert expected is not None
     results = {}
-    for name, taken in turns.items():
-        latencies = [seconds for turn in taken for seconds in turn.latencies_s]
-        vectors = taken[-1].vectors
+    for name, taken in pairs.items():
+        turns = [pair.own for pair in taken]
+        latencies = [seconds for turn in turns for seconds in turn.latencies_s]
+        vectors = turns[-1].vectors
         results[name] = Result(
-            residues_per_s=num_residues / statistics.median(turn.seconds for turn in taken),
-            of_engine=statistics.median(e.seconds / t.seconds for e, t in zip(engine, taken, strict=True)),
+            residues_per_s=num_residues / statistics.median(turn.seconds for turn in turns),
+            of_engine=statistics.median(pair.engine.seconds / pair.own.seconds for pair in taken),
             latencies=summarise(latencies) if latencies else None,
-            own_cores=statistics.median(turn.own_cores for turn in taken),
+            own_cores=statistics.median(turn.own_cores for turn in turns),
             least_cosine=None if vectors is None else min(map(cosine, expected, vectors)),
         )
     return results
 
 
 def _print(results: Mapping[str, Result], model: str) -> None:
-    ours = results[POOLED].residues_per_s
+    ours = results[POOLED].of_engine
     header = [model, "residues/s", "of the engine", "the service is", "p50, ms", "p99, ms", "clients, cores"]
     rows = [
         [
             name,
             f"{result.residues_per_s:,.0f}",
             f"{result.of_engine:.1%}",
-            "" if name in (POOLED, RESIDUES) else f"{ours / result.residues_per_s:.2f} x",
+            "" if name in (POOLED, RESIDUES) else f"{ours / result.of_engine:.2f} x",
             "" if result.latencies is None else f"{result.latencies.p50_ms:,.0f}",
             "" if result.latencies is None else f"{result.latencies.p99_ms:,.0f}",
             "" if result.latencies is None else f"{result.own_cores:.3f}",
@@ -169,7 +212,7 @@ def _figures(results: Mapping[str, Result]) -> dict[str, Any]:
         "per_residue_residues_per_s": round(results[RESIDUES].residues_per_s, 1),
         "per_residue_of_engine": round(results[RESIDUES].of_engine, 4),
         "peers": rated,
-        "ratios": {name: round(ours.residues_per_s / results[name].residues_per_s, 3) for name in peers},
+        "ratios": {name: round(ours.of_engine / results[name].of_engine, 3) for name in peers},
         "latencies": {name: r.latencies.rounded() for name, r in results.items() if r.latencies is not None},
         "least_cosine": {
             name: round(r.least_cosine, 7) for name, r in results.items() if r.least_cosine and name != ENGINE

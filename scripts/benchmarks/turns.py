@@ -26,7 +26,14 @@ class Turn:
 
 
 Requests = Sequence[Sequence[str]]
-Contender = Callable[[Requests], Turn]
+
+
+@dataclass(frozen=True)
+class Contender:
+    """take_turn: its work of a round. pid: of the first of its processes; None where somebody else started it."""
+
+    take_turn: Callable[[Requests], Turn]
+    pid: int | None
 
 
 def engine_contender(engine: EngineProcess) -> Contender:
@@ -34,7 +41,7 @@ def engine_contender(engine: EngineProcess) -> Contender:
         vectors, seconds = engine.embed([sequence for request in work for sequence in request])
         return Turn(seconds, vectors=vectors)
 
-    return take_turn
+    return Contender(take_turn, engine.pid)
 
 
 def service_contender(served: Served, num_clients: int, is_pooled: bool) -> Contender:
@@ -43,14 +50,14 @@ def service_contender(served: Served, num_clients: int, is_pooled: bool) -> Cont
         calls = [served.call(request, is_pooled=is_pooled, is_npz=True) for request in work]
         return _turn(served.url, calls, num_clients, read_embeddings if is_pooled else None)
 
-    return take_turn
+    return Contender(take_turn, served.pid)
 
 
 def peer_contender(peer: Peer, num_clients: int) -> Contender:
     def take_turn(work: Requests) -> Turn:
         return _turn(peer.url, [peer.call(request) for request in work], num_clients, peer.decode)
 
-    return take_turn
+    return Contender(take_turn, peer.pid)
 
 
 def _turn(url: str, calls: Sequence[Call], num_clients: int, decode: Callable[[bytes], Any] | None) -> Turn:

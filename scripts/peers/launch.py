@@ -22,8 +22,12 @@ from scripts.peers.processes import running
 
 @dataclass(frozen=True)
 class Peer:
-    """A running peer. key: of the sequences in a request's JSON. decode: (B, D) of a reply's body."""
+    """A running peer. pid: of the first of its processes. key: of the sequences in a request's JSON.
 
+    decode: (B, D) of a reply's body.
+    """
+
+    pid: int
     url: str
     path: str
     key: str
@@ -39,8 +43,8 @@ def _fastapi(model: Path, scratch: Path) -> Iterator[Peer]:
     port, app = free_port(), "scripts.peers.fastapi_service:create_app"
     command = [sys.executable, "-m", "uvicorn", "--factory", app, "--port", str(port), "--log-level", "warning"]
     url = f"http://127.0.0.1:{port}"
-    with running(command, f"{url}/readyz", {FOLDER_VARIABLE: str(model)}, scratch / "fastapi.log"):
-        yield Peer(url, "/embed", "sequences", lambda body: np.load(io.BytesIO(body), allow_pickle=False))
+    with running(command, f"{url}/readyz", {FOLDER_VARIABLE: str(model)}, scratch / "fastapi.log") as pid:
+        yield Peer(pid, url, "/embed", "sequences", lambda body: np.load(io.BytesIO(body), allow_pickle=False))
 
 
 @contextlib.contextmanager
@@ -49,8 +53,8 @@ def _bentoml(model: Path, scratch: Path) -> Iterator[Peer]:
     command = [str(Path(sys.executable).with_name("bentoml")), "serve", service]
     command += ["--host", "127.0.0.1", "--port", str(port)]
     url = f"http://127.0.0.1:{port}"
-    with running(command, f"{url}/readyz", {FOLDER_VARIABLE: str(model)}, scratch / "bentoml.log"):
-        yield Peer(url, "/embed", "sequences", lambda body: np.array(json.loads(body), np.float32))
+    with running(command, f"{url}/readyz", {FOLDER_VARIABLE: str(model)}, scratch / "bentoml.log") as pid:
+        yield Peer(pid, url, "/embed", "sequences", lambda body: np.array(json.loads(body), np.float32))
 
 
 @contextlib.contextmanager
@@ -59,8 +63,8 @@ def _infinity(model: Path, scratch: Path) -> Iterator[Peer]:
     infinity.write_folder(model, folder)
     url = f"http://127.0.0.1:{port}"
     command = infinity.command(infinity.install(), folder, port)
-    with running(command, f"{url}/health", infinity.ENVIRONMENT, scratch / "infinity.log"):
-        yield Peer(url, "/embeddings", "input", infinity.decode)
+    with running(command, f"{url}/health", infinity.ENVIRONMENT, scratch / "infinity.log") as pid:
+        yield Peer(pid, url, "/embeddings", "input", infinity.decode)
 
 
 PEERS: Mapping[str, Callable[[Path, Path], AbstractContextManager[Peer]]] = {

@@ -19,8 +19,8 @@ STOP_TIMEOUT_S = 15.0
 
 
 @contextlib.contextmanager
-def running(command: Sequence[str], ready_url: str, environment: Mapping[str, str], log: Path) -> Iterator[None]:
-    """Runs a command from the root of the tree; comes back when `ready_url` answers 200.
+def running(command: Sequence[str], ready_url: str, environment: Mapping[str, str], log: Path) -> Iterator[int]:
+    """Runs a command from the root of the tree; gives its process's number when `ready_url` answers 200.
 
     Raises:
         RuntimeError: it ended, or is not ready in time; with the last line of its log.
@@ -37,7 +37,7 @@ def running(command: Sequence[str], ready_url: str, environment: Mapping[str, st
         )
     try:
         _wait_until_ready(process, ready_url, log)
-        yield
+        yield process.pid
     finally:
         _stop(process)
 

@@ -48,14 +48,27 @@ def line_of(folder: Path, *arguments: str) -> dict[str, Any]:
     return found
 
 
+HTTP_SIZE = ("--clients", "2", "--per-request", "2", "--requests", "1", "--rounds", "2", "--max-length", "60")
+
+
 def test_http_does_the_engines_work_and_meets_no_cache(url: str, tmp_path: Path) -> None:
-    size = ("--clients", "2", "--per-request", "2", "--requests", "1", "--rounds", "2", "--max-length", "60")
-    line = line_of(tmp_path, "http", "--url", url, *size)
+    line = line_of(tmp_path, "http", "--url", url, *HTTP_SIZE)
     assert line["failures"] == {}
     assert line["cache_hits"] == 0
     assert line["latencies"]["service, pooled"]["num"] == line["latencies"]["service, per residue"]["num"] == 4
     # The same engine; a reply's float16 is all that differs. A mean with a residue less is below 0.999
     assert line["least_cosine"]["service, pooled"] > 0.999999
+
+
+def test_http_in_slices_does_the_same_work_and_tells_no_latencies(stored_model: None, tmp_path: Path) -> None:
+    line = line_of(tmp_path, "http", "--slice", "0.01", *HTTP_SIZE)
+    assert (line["failures"], line["latencies"], line["cache_hits"]) == ({}, {}, 0)
+    assert line["least_cosine"]["service, pooled"] > 0.999999
+
+
+def test_http_in_slices_needs_a_service_of_its_own(url: str) -> None:
+    with pytest.raises(SystemExit, match="--slice: the service at --url cannot be stopped"):
+        main(["http", "--model", MODEL, "--url", url, "--slice", "0.4"])
 
 
 def test_cache_measures_hits_of_both_forms(url: str, tmp_path: Path) -> None:
