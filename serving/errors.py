@@ -142,6 +142,13 @@ class JobNotDone(ServiceError):
     title = "Not done"
 
 
+class JobNotUnderstood(ServiceError):
+    """Another version of the service wrote it, and may still run beside this one."""
+
+    title = "Not understood"
+    retry_after_s = 15.0
+
+
 class RunnerUnavailable(ServiceError):
     title = "Runner unavailable"
     retry_after_s = 15.0  # BentoML looks after its processes every 10 seconds, and then loads the model
@@ -190,6 +197,7 @@ STATUS: dict[type[Exception], int] = {
     InferenceFailed: 500,
     RunnerUnavailable: 503,
     ModelNotLoaded: 503,
+    JobNotUnderstood: 503,
     StoreUnavailable: 503,
     ShuttingDown: 503,
     DeadlineExceeded: 504,

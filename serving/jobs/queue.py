@@ -8,6 +8,7 @@ does (docs/decisions/0019-jobs.md).
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Awaitable, Mapping, Sequence
@@ -16,7 +17,7 @@ from typing import Any, cast
 
 import redis.asyncio
 
-from serving.errors import Overloaded, StoreUnavailable, UnknownJob
+from serving.errors import JobNotUnderstood, Overloaded, StoreUnavailable, UnknownJob
 from serving.jobs import scripts
 from serving.jobs.records import Job, Order, Progress, is_id
 from serving.redis import JOB_PREFIX, JOBS_PREFIX, REDIS_ERRORS
@@ -128,6 +129,7 @@ class JobQueue:
         """
         Raises:
             UnknownJob: there is none.
+            JobNotUnderstood: another version of the service wrote it.
             StoreUnavailable: Redis does not answer.
         """
         if not is_id(job_id):  # `{id}:parts` is a key too
@@ -139,7 +141,7 @@ class JobQueue:
         record = await cast(Awaitable[Any], self._client.hgetall(_job(job_id)))
         if not record:
             raise UnknownJob("no such job")
-        return Job.from_hash(job_id, record)
+        return _understood(job_id, record)
 
     async def errors(self, job_id: str, most: int) -> dict[int, str]:
         """The first errors of a job by the index of the sequence, of the MAX_LISTED_ERRORS that are kept."""
@@ -147,7 +149,7 @@ class JobQueue:
         return dict(sorted((int(index), reason.decode()) for index, reason in found.items())[:most])
 
     async def list(self, owner: str, start: int, count: int) -> tuple[int, Sequence[Job]]:
-        """How many jobs an owner has, and some of them, the latest first."""
+        """How many jobs an owner has, and some, the latest first; those of another version are left out."""
         pipeline = self._client.pipeline(transaction=False)
         pipeline.zcard(_of("mine", owner))
         pipeline.zrevrange(_of("mine", owner), start, start + count - 1)
@@ -157,7 +159,12 @@ class JobQueue:
             pipeline.hgetall(_job(job_id.decode()))
         records = await _ask(pipeline.execute())
         found = zip(ids, records, strict=True)
-        return total, [Job.from_hash(job_id.decode(), record) for job_id, record in found if record]
+        jobs: list[Job] = []
+        for job_id, record in found:
+            if record:
+                with contextlib.suppress(JobNotUnderstood):
+                    jobs.append(_understood(job_id.decode(), record))
+        return total, jobs
 
     async def cancel(self, job: Job) -> bool:
         """Ends a job that is queued or running; its worker finds its lease lost. Whether it was one."""
@@ -178,7 +185,7 @@ class JobQueue:
         Raises:
             redis.RedisError, OSError: Redis does not answer. A job that was taken all the same goes on when its
                 lease lapses.
-            ValueError: the job's record is not understood; another version may, when the lease lapses.
+            JobNotUnderstood: another version may, when the lease lapses.
         """
         keys = [key for model in models for key in (_queued(model), _leased(model))]
         found = await self._take(keys=keys, args=[JOB_PREFIX, token, self._lease_s])
@@ -189,7 +196,7 @@ class JobQueue:
             return Lease(await self._read(job_id), token)
         except UnknownJob:
             return None
-        except ValueError:
+        except JobNotUnderstood:
             await self._leave(keys=[_job(job_id)], args=[token])
             raise
 
@@ -285,6 +292,13 @@ class JobQueue:
 
 
 _ENDED = f"{JOBS_PREFIX}ended"
+
+
+def _understood(job_id: str, record: Mapping[bytes, bytes]) -> Job:
+    try:
+        return Job.from_hash(job_id, record)
+    except ValueError as error:
+        raise JobNotUnderstood("the job is of another version of the service; that one can tell of it") from error
 
 
 def _job(job_id: str) -> str:

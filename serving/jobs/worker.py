@@ -8,6 +8,7 @@ import logging
 import secrets
 from collections.abc import Mapping
 
+from serving.errors import JobNotUnderstood
 from serving.jobs.measures import Measures
 from serving.jobs.queue import JobQueue, Lease, LeaseLost
 from serving.jobs.run import Run
@@ -55,7 +56,7 @@ class JobWorker:
                 logger.warning("no job can be taken: %s", error)
                 await asyncio.sleep(PAUSE_S)
                 continue
-            except ValueError:
+            except JobNotUnderstood:
                 logger.exception("a job is left alone: another version of the service may understand it")
                 continue
             if lease is None:

@@ -48,7 +48,7 @@ EVENT_EVERY_S = 0.5
 EVENTS_FOR_S = 300.0  # then the stream ends, and an EventSource connects again
 _GONE: Responses = {
     404: {"model": ErrorBody, "description": "no such job"},
-    503: {"model": ErrorBody, "description": "Redis does not answer"},
+    503: {"model": ErrorBody, "description": "Redis does not answer, or the job is another version's"},
 }
 _SUBMIT_ERRORS: Responses = {
     400: {"model": ErrorBody, "description": "malformed FASTA, JSON or gzip"},

@@ -6,6 +6,7 @@ from models.catalogue import MINI, UnknownModel
 from serving import errors
 from serving.errors import (
     InvalidSequences,
+    JobNotUnderstood,
     ModelNotLoaded,
     Overloaded,
     Problem,
@@ -52,4 +53,4 @@ def test_an_overload_says_in_how_many_whole_seconds_to_come_again() -> None:
 def test_only_what_depends_on_time_says_when_to_come_again() -> None:
     kinds = [kind for kind in errors.STATUS if issubclass(kind, ServiceError) and kind is not Overloaded]
     timed = [kind for kind in kinds if kind.retry_after_s is not None]
-    assert timed == [RunnerUnavailable, ModelNotLoaded, ShuttingDown]
+    assert timed == [RunnerUnavailable, ModelNotLoaded, JobNotUnderstood, ShuttingDown]

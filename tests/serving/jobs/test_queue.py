@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import redis.asyncio
 
-from serving.errors import Overloaded, StoreUnavailable, UnknownJob
+from serving.errors import JobNotUnderstood, Overloaded, StoreUnavailable, UnknownJob
 from serving.jobs import queue as queue_module
 from serving.jobs.queue import Depth, JobQueue, Lease, LeaseLost, Quota
 from serving.jobs.records import Job, Progress
@@ -541,6 +541,17 @@ async def test_what_is_no_id_of_a_job_is_unknown(queue: JobQueue, form: str) -> 
         await queue.get(form.format(job_id))
 
 
+async def test_a_job_of_another_version_is_told_apart_and_the_others_are_listed(
+    queue: JobQueue, client: redis.asyncio.Redis
+) -> None:
+    job_ids = [await submit(queue) for _ in range(3)]
+    await client.hdel(JOB_PREFIX + job_ids[1], "tag")
+    with pytest.raises(JobNotUnderstood, match="another version"):
+        await queue.get(job_ids[1])
+    total, jobs = await queue.list("me", 0, 10)
+    assert (total, {job.id for job in jobs}) == (3, {job_ids[0], job_ids[2]})
+
+
 async def test_a_job_that_was_forgotten_meanwhile_is_not_listed_or_taken(
     queue: JobQueue, client: redis.asyncio.Redis
 ) -> None:
@@ -616,8 +627,9 @@ async def test_a_job_that_is_not_understood_is_left_as_it_was_for_another_versio
     before = await client.hget(name, field)
     await (client.hdel(name, field) if value is None else client.hset(name, field, value))
     for number in range(3):
-        with pytest.raises(ValueError, match="nobody" if value else f"job {job_id} has no tag"):
+        with pytest.raises(JobNotUnderstood) as raised:
             await lapsing.take(MINE, f"old {number}")
+        assert ("nobody" if value else f"job {job_id} has no tag") in str(raised.value.__cause__)
     await client.hset(name, field, before)
     lease = await take(queue)
     assert (lease.job.id, lease.job.tries) == (job_id, 1)
