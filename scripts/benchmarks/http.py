@@ -134,20 +134,23 @@ def _round(
     contenders: Mapping[str, Contender], work: Requests, failures: dict[str, str], slice_s: float
 ) -> Iterator[tuple[str, Pair]]:
     engine = contenders[ENGINE]
-    beside = engine.take_turn(work)
-    yield ENGINE, Pair(beside, beside)
+    beside = None if slice_s else engine.take_turn(work)
     for name, contender in contenders.items():
         if name == ENGINE or name in failures:
             continue
         try:
-            if slice_s:
-                yield name, _sliced(contender, engine, work, slice_s)
+            if beside is None:
+                pair = _sliced(contender, engine, work, slice_s)
             else:
-                yield name, Pair(contender.take_turn(work), beside)
+                pair = Pair(contender.take_turn(work), beside)
         except Exception as error:
             if name in (POOLED, RESIDUES):
                 raise
             failures[name] = explain(error)
+            continue
+        if name == POOLED:
+            yield ENGINE, Pair(pair.engine, pair.engine)
+        yield name, pair
 
 
 def _sliced(contender: Contender, engine: Contender, work: Requests, slice_s: float) -> Pair:
