@@ -204,6 +204,7 @@ class Batcher(Generic[ItemT, ResultT]):
     def _leave(self, work: _Work[ItemT, ResultT]) -> None:
         if self._schedule.leave(work.entry):
             self._abandon(work)
+            self._changed.set()  # what comes after it may go where it had to wait
 
     def _abandon(self, work: _Work[ItemT, ResultT]) -> None:
         self._statistics.num_abandoned += 1

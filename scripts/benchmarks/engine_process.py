@@ -18,6 +18,10 @@ from scripts.benchmarks.packed import Packed
 WARM_UP = ["MKTAYIAKQR", "MQIFVKTLTGKTITLEVEPSDTIENVKAKIQ"]
 
 
+class EngineEnded(Exception):
+    """Nothing can be compared any more."""
+
+
 class EngineProcess:
     """All cores while it computes, none while it waits. budget: cost of one batch at most."""
 
@@ -44,9 +48,16 @@ class EngineProcess:
         return self._process.pid
 
     def embed(self, sequences: Sequence[str]) -> tuple[list[np.ndarray], float]:
-        """Means of the sequences, (D,) float32 each, and the seconds that they took there."""
-        self._connection.send(list(sequences))
-        vectors, seconds = self._connection.recv()
+        """Means of the sequences, (D,) float32 each, and the seconds that they took there.
+
+        Raises:
+            EngineEnded: its process is gone.
+        """
+        try:
+            self._connection.send(list(sequences))
+            vectors, seconds = self._connection.recv()
+        except (EOFError, BrokenPipeError):
+            raise EngineEnded("the engine's process has ended") from None
         return vectors, seconds
 
 

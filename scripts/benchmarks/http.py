@@ -12,14 +12,13 @@ import statistics
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from scripts.benchmarks.contenders import find_task
 from scripts.benchmarks.cosines import cosine
-from scripts.benchmarks.engine_process import EngineProcess
+from scripts.benchmarks.engine_process import EngineEnded, EngineProcess
 from scripts.benchmarks.latencies import Latencies, summarise
 from scripts.benchmarks.machine import prepare
 from scripts.benchmarks.race import explain
@@ -69,6 +68,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     prepare()
+    if options.slice < 0:
+        raise SystemExit(f"--slice: {options.slice:g} seconds are less than none")
     if options.slice and options.url:
         raise SystemExit("--slice: the service at --url cannot be stopped")
     task, peers = find_task(options.model), choose_peers(options.compare)
@@ -134,7 +135,7 @@ def _round(
     contenders: Mapping[str, Contender], work: Requests, failures: dict[str, str], slice_s: float
 ) -> Iterator[tuple[str, Pair]]:
     engine = contenders[ENGINE]
-    beside = None if slice_s else engine.take_turn(work)
+    beside = None if slice_s else engine.prepare(work)()
     for name, contender in contenders.items():
         if name == ENGINE or name in failures:
             continue
@@ -142,9 +143,9 @@ def _round(
             if beside is None:
                 pair = _sliced(contender, engine, work, slice_s)
             else:
-                pair = Pair(contender.take_turn(work), beside)
+                pair = Pair(contender.prepare(work)(), beside)
         except Exception as error:
-            if name in (POOLED, RESIDUES):
+            if name in (POOLED, RESIDUES) or isinstance(error, EngineEnded):
                 raise
             failures[name] = explain(error)
             continue
@@ -154,11 +155,14 @@ def _round(
 
 
 def _sliced(contender: Contender, engine: Contender, work: Requests, slice_s: float) -> Pair:
-    """Seconds are those in which it was let go on. A request's own, in which it was stopped too, are not told."""
+    """Seconds are those in which it was let go on. A request's own, in which it was stopped too, are not told.
+
+    The clients are in this process and go on in both slices, by `own_cores` of a core.
+    """
     sides = []
     for one in (contender, engine):
         assert one.pid is not None, "who cannot be stopped takes whole turns"
-        sides.append(Side(partial(one.take_turn, work), one.pid))
+        sides.append(Side(one.prepare(work), one.pid))
     own, beside = (
         replace(turn, seconds=seconds, latencies_s=[], own_cores=turn.own_cores * turn.seconds / seconds)
         for turn, seconds in in_slices(sides, slice_s)
@@ -168,19 +172,20 @@ def _sliced(contender: Contender, engine: Contender, work: Requests, slice_s: fl
 
 def _results(pairs: Mapping[str, Sequence[Pair]], num_residues: int) -> dict[str, Result]:
     """of_engine is the median of the ratios round by round: neighbours in time are compared."""
-    expected = pairs[ENGINE][-1].own.vectors
-    assert expected is not None
+    read = pairs[ENGINE][-1].own.read
+    assert read is not None
+    expected = read()
     results = {}
     for name, taken in pairs.items():
         turns = [pair.own for pair in taken]
         latencies = [seconds for turn in turns for seconds in turn.latencies_s]
-        vectors = turns[-1].vectors
+        read = turns[-1].read
         results[name] = Result(
             residues_per_s=num_residues / statistics.median(turn.seconds for turn in turns),
             of_engine=statistics.median(pair.engine.seconds / pair.own.seconds for pair in taken),
             latencies=summarise(latencies) if latencies else None,
             own_cores=statistics.median(turn.own_cores for turn in turns),
-            least_cosine=None if vectors is None else min(map(cosine, expected, vectors)),
+            least_cosine=None if read is None else min(map(cosine, expected, read())),
         )
     return results
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,12 +18,12 @@ from scripts.peers.launch import Peer
 
 @dataclass(frozen=True)
 class Turn:
-    """One contender in one round. vectors: a mean for each sequence; None where residues were asked for."""
+    """One contender in one round. read: a mean for each sequence; None where residues were asked for."""
 
     seconds: float
     latencies_s: list[float] = field(default_factory=list)
     own_cores: float = 0.0
-    vectors: list[np.ndarray] | None = None
+    read: Callable[[], list[np.ndarray]] | None = None
 
 
 Requests = Sequence[Sequence[str]]
@@ -30,44 +31,53 @@ Requests = Sequence[Sequence[str]]
 
 @dataclass(frozen=True)
 class Contender:
-    """take_turn: its work of a round. pid: of the first of its processes; None where somebody else started it."""
+    """prepare: for a round's work, whose turn is then what it gives. Replies are read after the turn.
 
-    take_turn: Callable[[Requests], Turn]
+    pid: of the first of its processes; None where somebody else started it.
+    """
+
+    prepare: Callable[[Requests], Callable[[], Turn]]
     pid: int | None
 
 
 def engine_contender(engine: EngineProcess) -> Contender:
-    def take_turn(work: Requests) -> Turn:
-        vectors, seconds = engine.embed([sequence for request in work for sequence in request])
-        return Turn(seconds, vectors=vectors)
+    def prepare(work: Requests) -> Callable[[], Turn]:
+        def take_turn() -> Turn:
+            vectors, seconds = engine.embed([sequence for request in work for sequence in request])
+            return Turn(seconds, read=lambda: vectors)
 
-    return Contender(take_turn, engine.pid)
+        return take_turn
+
+    return Contender(prepare, engine.pid)
 
 
 def service_contender(served: Served, num_clients: int, is_pooled: bool) -> Contender:
-    def take_turn(work: Requests) -> Turn:
+    def prepare(work: Requests) -> Callable[[], Turn]:
         served.clear_cache()
         calls = [served.call(request, is_pooled=is_pooled, is_npz=True) for request in work]
-        return _turn(served.url, calls, num_clients, read_embeddings if is_pooled else None)
+        return partial(_send, served.url, calls, num_clients, read_embeddings if is_pooled else None)
 
-    return Contender(take_turn, served.pid)
+    return Contender(prepare, served.pid)
 
 
 def peer_contender(peer: Peer, num_clients: int) -> Contender:
-    def take_turn(work: Requests) -> Turn:
-        return _turn(peer.url, [peer.call(request) for request in work], num_clients, peer.decode)
+    def prepare(work: Requests) -> Callable[[], Turn]:
+        return partial(_send, peer.url, [peer.call(request) for request in work], num_clients, peer.decode)
 
-    return Contender(take_turn, peer.pid)
+    return Contender(prepare, peer.pid)
 
 
-def _turn(url: str, calls: Sequence[Call], num_clients: int, decode: Callable[[bytes], Any] | None) -> Turn:
+def _send(url: str, calls: Sequence[Call], num_clients: int, decode: Callable[[bytes], Any] | None) -> Turn:
     async def send() -> Load:
         async with connecting(url, keeps_bodies=decode is not None) as clients:
             return await clients.closed_loop(calls, num_clients)
 
     done = asyncio.run(send()).require(200)
-    vectors = None
+    read = None
     if decode is not None:
         bodies = {id(answer.call): answer.body for answer in done.answers}
-        vectors = [vector for call in calls for vector in decode(bodies[id(call)])]
-    return Turn(done.seconds, [answer.seconds for answer in done.answers], done.own_cores, vectors)
+
+        def read() -> list[np.ndarray]:
+            return [vector for call in calls for vector in decode(bodies[id(call)])]
+
+    return Turn(done.seconds, [answer.seconds for answer in done.answers], done.own_cores, read)

@@ -48,10 +48,10 @@ def install() -> Path:
     return folder / "bin"
 
 
-def command(programs: Path, folder: Path, port: int) -> list[str]:
-    """bfloat16, and BetterTransformer off: ESM-2 is none of its models. The rest is its default."""
+def command(programs: Path, folder: Path, port: int, dtype: str) -> list[str]:
+    """BetterTransformer is off: ESM-2 is none of its models. The rest is its default."""
     start = [str(programs / "infinity_emb"), "v2", "--model-id", str(folder), "--host", "127.0.0.1"]
-    start += ["--port", str(port), "--engine", "torch", "--device", "cpu", "--dtype", "bfloat16"]
+    start += ["--port", str(port), "--engine", "torch", "--device", "cpu", "--dtype", dtype]
     return [*start, "--no-bettertransformer"]
 
 

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -58,11 +59,11 @@ def _bentoml(model: Path, scratch: Path) -> Iterator[Peer]:
 
 
 @contextlib.contextmanager
-def _infinity(model: Path, scratch: Path) -> Iterator[Peer]:
+def _infinity(dtype: str, model: Path, scratch: Path) -> Iterator[Peer]:
     port, folder = free_port(), scratch / "infinity_model"
     infinity.write_folder(model, folder)
     url = f"http://127.0.0.1:{port}"
-    command = infinity.command(infinity.install(), folder, port)
+    command = infinity.command(infinity.install(), folder, port, dtype)
     with running(command, f"{url}/health", infinity.ENVIRONMENT, scratch / "infinity.log") as pid:
         yield Peer(pid, url, "/embeddings", "input", infinity.decode)
 
@@ -70,7 +71,8 @@ def _infinity(model: Path, scratch: Path) -> Iterator[Peer]:
 PEERS: Mapping[str, Callable[[Path, Path], AbstractContextManager[Peer]]] = {
     "fastapi": _fastapi,
     "bentoml": _bentoml,
-    "infinity": _infinity,
+    "infinity": partial(_infinity, "bfloat16"),
+    "infinity-fp32": partial(_infinity, "float32"),
 }
 
 

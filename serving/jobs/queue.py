@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import time
 from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from serving.errors import JobNotUnderstood, Overloaded, StoreUnavailable, Unkno
 from serving.jobs import scripts
 from serving.jobs.records import Job, Order, Progress, is_id
 from serving.redis import JOB_PREFIX, JOBS_PREFIX, REDIS_ERRORS
+
+logger = logging.getLogger(__name__)
 
 MAX_LISTED_ERRORS = 1000  # of a job, that Redis keeps; its result names every one
 REMEMBERED_S = 86_400  # for which a job whose result has expired is told from one that never was
@@ -298,6 +301,7 @@ def _understood(job_id: str, record: Mapping[bytes, bytes]) -> Job:
     try:
         return Job.from_hash(job_id, record)
     except ValueError as error:
+        logger.warning("job %s is not understood: %s", job_id, error)
         raise JobNotUnderstood("the job is of another version of the service; that one can tell of it") from error
 
 

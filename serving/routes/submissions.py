@@ -78,6 +78,8 @@ KEY = {
 async def receive(request: Request, folder: Path) -> tuple[BinaryIO, Kind, dict[str, Any]]:
     """The body in a file of its own in this folder, what it is, and the fields of a form.
 
+    A form's file is in the system's folder for temporary files.
+
     Raises:
         UnsupportedBody, InvalidRequest, MalformedBody: it is of no known kind, has no file, or is no form.
         StoreUnavailable: the file cannot be written.

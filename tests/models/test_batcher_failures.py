@@ -137,6 +137,26 @@ async def test_the_second_chance_is_on_a_device_that_does_nothing_else() -> None
 
 
 @simulated
+async def test_nobody_waits_for_a_second_chance_that_nobody_wants_any_more() -> None:
+    def trouble(items: Sequence[int]) -> None:
+        if items == [20]:
+            raise OutOfMemory("beside another")
+
+    worker = Worker(trouble=trouble)
+    async with working(worker, budget=10, num_callers=2) as batcher:
+        other, mine = await asked(batcher, 30), await asked(batcher, 20)
+        await until(21)
+        assert worker.history[1].error is not None
+        next_one = await asked(batcher, 7)
+        await until(22)
+        assert len(worker.history) == 2
+        mine.cancel()
+        assert await next_one == [14]
+        assert now() == 29
+        assert await other == [60]
+
+
+@simulated
 async def test_what_lost_a_device_goes_alone_and_takes_nobody_along() -> None:
     workers = [Worker(trouble=lost_with(5)) for _ in range(3)]
     async with working(*workers, budget=20) as batcher:

@@ -16,6 +16,7 @@ import pytest
 from scripts.benchmarks.slices import Side, in_slices
 
 SLICE_S = 0.1
+DEADLINE_S = 60.0
 NUM_MARKS = 1000  # of a busy process, 1 ms apart at least: one second's worth
 # Writes the time, which is that of all processes, whenever a millisecond is over
 BUSY = """
@@ -38,8 +39,7 @@ def start(tmp_path: Path) -> Iterator[Callable[[str], tuple[int, Path]]]:
         path = tmp_path / name
         with path.open("wb") as file:
             started.append(subprocess.Popen([sys.executable, "-c", BUSY], stdout=file))
-        while not path.stat().st_size:
-            time.sleep(0.01)
+        wait_for_marks(path, 1)
         return started[-1].pid, path
 
     yield start_one
@@ -52,10 +52,12 @@ def marks(path: Path) -> list[float]:
     return [float(line) for line in path.read_text().splitlines()]
 
 
-def wait_for_marks(path: Path) -> tuple[int, int]:
-    """Marks that were there before, and those that are there now."""
+def wait_for_marks(path: Path, num: int = NUM_MARKS) -> tuple[int, int]:
+    """Marks that were there before, and those that are there now: so many more."""
     before = now = len(marks(path))
-    while now < before + NUM_MARKS:
+    deadline = time.monotonic() + DEADLINE_S
+    while now < before + num:
+        assert time.monotonic() < deadline
         time.sleep(0.01)
         now = len(marks(path))
     return before, now
@@ -71,7 +73,7 @@ def test_one_is_stopped_while_the_other_goes_on(start: Callable[[str], tuple[int
     for (before, now), seconds in done:
         assert now - before >= NUM_MARKS
         assert seconds > 0.9 * NUM_MARKS * 0.001  # whoever goes on again makes a mark at once
-    first, second = ([marks(path)[i] for i in range(*found)] for path, (found, _) in zip(paths, done, strict=True))
+    first, second = (marks(path)[slice(*found)] for path, (found, _) in zip(paths, done, strict=True))
     both = sorted([(mark, 0) for mark in first] + [(mark, 1) for mark in second])
     num_changes = sum(one[1] != next_one[1] for one, next_one in pairwise(both))
     num_slices = sum(seconds for _, seconds in done) / SLICE_S
