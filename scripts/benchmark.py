@@ -3,7 +3,7 @@
     python -m scripts.benchmark engine --model esm2_t12_35M --fasta proteins.fasta --compare all
     python -m scripts.benchmark curves --model esm2_t12_35M --plot curves.png
     python -m scripts.benchmark precision --model esm2_t12_35M
-    python -m scripts.benchmark http --fasta proteins.fasta --compare fastapi,bentoml
+    python -m scripts.benchmark http --fasta proteins.fasta --slice 0.4 --compare fastapi,bentoml
     python -m scripts.benchmark cache
     python -m scripts.benchmark outputs --memory
     python -m scripts.benchmark fairness --compare bentoml

@@ -201,7 +201,7 @@ def _print(results: Mapping[str, Result], model: str) -> None:
             "" if name in (POOLED, RESIDUES) else f"{ours / result.of_engine:.2f} x",
             "" if result.latencies is None else f"{result.latencies.p50_ms:,.0f}",
             "" if result.latencies is None else f"{result.latencies.p99_ms:,.0f}",
-            "" if result.latencies is None else f"{result.own_cores:.3f}",
+            "" if name == ENGINE else f"{result.own_cores:.3f}",
             "" if result.least_cosine is None or name == ENGINE else f"{result.least_cosine:.6f}",
         ]
         for name, result in results.items()
