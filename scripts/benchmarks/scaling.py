@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import functools
+import gc
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -79,6 +80,8 @@ def run(options: argparse.Namespace) -> None:
 
     limits = Limits(budget=options.budget)
 
+    gc.collect()
+    gc.freeze()  # else Python looks at all of torch's objects once, 0.3 s, in whichever run that falls
     runs: dict[int, Run] = {}
     for num in NUMS_DEVICES:
         seconds, _, batches = asyncio.run(drain(devices(num), calls, cost_of, limits))
