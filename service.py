@@ -284,7 +284,7 @@ class _Gateway:
         """As the REST route does it, but all or nothing: these clients' replies have no room for parts."""
         self._require_role()
         records = [Record(default_id(index), sequence) for index, sequence in enumerate(sequences)]
-        served, terms = self.gateway.find(model), self.gateway.terms(context.request)
+        served, terms = self.gateway.models.find(model), self.gateway.terms(context.request)
         proteins, options = self.gateway.prepare(served, records, wanted)
         report = await self.gateway.pipeline.embed(served, proteins, options, sink, terms)
         if report.errors:

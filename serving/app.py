@@ -24,6 +24,7 @@ from serving.replies import reply_to, reply_with
 from serving.routes import cache, embed, embeddings, jobs, models, openai, operations, overview, predict
 from serving.routes.responses import REFUSED
 from serving.settings import TITLE, VERSION, Role
+from serving.upkeep import running
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +58,7 @@ def create_app(role: Role = "all") -> FastAPI:
 
 @contextlib.asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
-    async with app.state.gateway.running():
+    async with running(app.state.gateway):
         yield
 
 

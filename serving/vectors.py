@@ -75,10 +75,10 @@ async def embed(
         InvalidSequences, InvalidTexts: some cannot be embedded; each is named.
         TooManySequences, InvalidRequest, and what the pipelines raise.
     """
-    name = name or gateway.default_embedder
+    name = name or gateway.models.default_embedder
     if name is None:
         raise NoSuchModel("no model for embedding is served here; MODELS and TEXT_MODELS name those that are")
-    if (served := gateway.by_name.get(name)) is not None:
+    if (served := gateway.models.by_name.get(name)) is not None:
         if options.prompt_name is not None:
             raise InvalidRequest(f"prompt_name: {name} reads proteins and has no prompts")
         letters = _spell(served, inputs)
@@ -122,7 +122,7 @@ async def score(
         UnknownModel, NoSuchModel: none of this kind is served, or none under this name.
         InvalidTexts, TooManySequences, and what the pipeline raises.
     """
-    name = name or gateway.default_text_model(kind)
+    name = name or gateway.models.default_text(kind)
     report = await _run(gateway, name, kind, inputs, options, terms)
     return Scores(name, report.vectors, report)
 
@@ -130,7 +130,7 @@ async def score(
 async def _run(
     gateway: Gateway, name: str, kind: Kind, inputs: Sequence[Text], options: TextOptions, terms: Terms
 ) -> TextReport:
-    served = gateway.find_text_model(name, kind)
+    served = gateway.models.find_text(name, kind)
     limit = gateway.settings.max_texts(kind)
     if not inputs:
         raise InvalidRequest("there is no text")

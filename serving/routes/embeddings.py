@@ -89,7 +89,7 @@ async def compute(
     The body is JSON, or FASTA text (`text/x-fasta`) with the options in the query. The reply is a summary with
     a link to the npz; with `Accept: application/x-npz` it is the npz at once.
     """
-    served, terms = gateway.find(model), gateway.terms(request)
+    served, terms = gateway.models.find(model), gateway.terms(request)
     body = await read_body(request, terms)
 
     def read() -> tuple[list[Protein], Options]:

@@ -26,13 +26,13 @@ router = APIRouter(prefix="/embeddings", tags=["models"])
 @router.get("/models", response_model=ModelList)
 async def list_models(gateway: Annotated[Gateway, Depends(gateway_of)]) -> ModelList:
     """Every model that is served here."""
-    runners = await asyncio.gather(*(_status(served) for served in gateway.served.values()))
+    runners = await asyncio.gather(*(_status(served) for served in gateway.models.proteins.values()))
     listed = {
         name: ListedModel(
             **summarise(served, runner.get("precision")).model_dump(),
             status="available" if runner else "unavailable",
         )
-        for (name, served), runner in zip(gateway.served.items(), runners, strict=True)
+        for (name, served), runner in zip(gateway.models.proteins.items(), runners, strict=True)
     }
     s = gateway.settings
     limits = ServingLimits(
@@ -50,7 +50,7 @@ async def model_info(
     model: Annotated[str | None, Query(description="default: the first served", examples=["esm2_mini"])] = None,
 ) -> ModelInfo:
     """Everything about one model: weights, limits, arithmetic, tensors."""
-    served = gateway.find(model or gateway.default_model)
+    served = gateway.models.find(model or gateway.models.default_protein)
     row, runner = served.model, await _status(served)
     return ModelInfo(
         **summarise(served, runner.get("precision")).model_dump(),

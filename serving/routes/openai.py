@@ -54,7 +54,7 @@ async def embeddings(request: Request, gateway: Annotated[Gateway, Depends(gatew
 @router.get("/models", response_model=OpenAIModels, responses=shown(dialect_examples.OPENAI_MODELS))
 async def models(gateway: Annotated[Gateway, Depends(gateway_of)]) -> OpenAIModels:
     """Everything that is served."""
-    return OpenAIModels(data=[_listed(served.model.name, served.created) for served in gateway.all_served])
+    return OpenAIModels(data=[_listed(served.model.name, served.created) for served in gateway.models.all])
 
 
 @router.get(
@@ -64,7 +64,7 @@ async def models(gateway: Annotated[Gateway, Depends(gateway_of)]) -> OpenAIMode
 )
 async def model(model: str, gateway: Annotated[Gateway, Depends(gateway_of)]) -> OpenAIModel:
     """One of them."""
-    served = gateway.find_any(model)
+    served = gateway.models.find_any(model)
     return _listed(served.model.name, served.created)
 
 

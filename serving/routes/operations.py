@@ -61,7 +61,7 @@ async def root(gateway: Annotated[Gateway, Depends(gateway_of)]) -> ServiceInfo:
         service=TITLE,
         version=VERSION,
         status="running",
-        supported_models=[served.model.name for served in gateway.all_served],
+        supported_models=[served.model.name for served in gateway.models.all],
         endpoints=ENDPOINTS,
         features={
             "configurable_via_env": True,
@@ -115,7 +115,7 @@ async def config(gateway: Annotated[Gateway, Depends(gateway_of)]) -> ServiceCon
             "max_sequences_per_request": s.max_sequences_per_request,
         },
         runner={
-            "models": [served.tag for served in gateway.all_served],
+            "models": [served.tag for served in gateway.models.all],
             "precision": s.precision,
             "use_kernels": s.use_kernels,
             "batch_tokens": s.batch_tokens,
@@ -130,7 +130,7 @@ async def config(gateway: Annotated[Gateway, Depends(gateway_of)]) -> ServiceCon
             "timeout_seconds": s.runner_timeout_s,
         },
         texts={
-            "default_embedding_model": gateway.default_embedder,
+            "default_embedding_model": gateway.models.default_embedder,
             "default_reranking_model": s.default_reranking_model,
             "max_embedding_batch_size": s.max_embedding_batch_size,
             "max_reranking_batch_size": s.max_reranking_batch_size,

@@ -54,7 +54,7 @@ async def health(response: Response, gateway: Annotated[Gateway, Depends(gateway
     status = state_of(asked)
     if status == "unhealthy":
         response.status_code = 503
-    first = next((one for one in well if one.name == gateway.default_embedder), well[0] if well else None)
+    first = next((one for one in well if one.name == gateway.models.default_embedder), well[0] if well else None)
     devices = sorted({d["name"] for one in well for d in one.status["per_device"] if not d["is_lost"]})
     gpus = [int(device.partition(":")[2]) for device in devices if device.startswith("cuda")]
     if gateway.settings.runner_gpus:  # each runner has its own, and counts them from 0
@@ -62,8 +62,8 @@ async def health(response: Response, gateway: Annotated[Gateway, Depends(gateway
     return ServiceHealth(
         status=status,
         message=f"{len(well)} of {len(asked)} models answer, on {', '.join(devices) or 'nothing'}",
-        model=gateway.default_embedder,
-        model_name=next(iter(gateway.served), None),
+        model=gateway.models.default_embedder,
+        model_name=next(iter(gateway.models.proteins), None),
         model_loaded=len(well) == len(asked),
         models_loaded=[one.name for one in well],
         models_failed={one.name: str(one.fault) for one in asked if one.fault is not None},
@@ -99,11 +99,11 @@ async def ready(response: Response, gateway: Annotated[Gateway, Depends(gateway_
 async def models(gateway: Annotated[Gateway, Depends(gateway_of)]) -> dict[str, Any]:
     """Names by what the models are for, and every model under its own name: parameters, device, dtype and more."""
     asked = await ask_all(gateway)
-    embedders = [name for name, served in gateway.served_texts.items() if served.model.kind == "embedding"]
+    embedders = [name for name, served in gateway.models.texts.items() if served.model.kind == "embedding"]
     listed: dict[str, Any] = {
-        "embedding_models": [*embedders, *gateway.served],
-        "reranking_models": [n for n, s in gateway.served_texts.items() if s.model.kind == "reranking"],
-        "classification_models": [n for n, s in gateway.served_texts.items() if s.model.kind == "classification"],
+        "embedding_models": [*embedders, *gateway.models.proteins],
+        "reranking_models": [n for n, s in gateway.models.texts.items() if s.model.kind == "reranking"],
+        "classification_models": [n for n, s in gateway.models.texts.items() if s.model.kind == "classification"],
     }
     return listed | {one.name: _describe(one) for one in asked}
 
@@ -118,7 +118,7 @@ async def info(
     model: Annotated[str | None, Query(description="default: that of /embed, else the first")] = None,
 ) -> ServerInfo:
     """One model and the limits of requests, as text-embeddings-inference tells it."""
-    served = gateway.find_any(model or gateway.default_embedder or gateway.all_served[0].model.name)
+    served = gateway.models.find_any(model or gateway.models.default_embedder or gateway.models.all[0].model.name)
     status = await served.status()
     s, facts = gateway.settings, status["facts"]
     is_text = "kind" in facts
@@ -142,7 +142,7 @@ async def info(
 
 async def ask_all(gateway: Gateway) -> list[Asked]:
     """Every runner, at once."""
-    return list(await asyncio.gather(*(_ask(served) for served in gateway.all_served)))
+    return list(await asyncio.gather(*(_ask(served) for served in gateway.models.all)))
 
 
 def state_of(asked: list[Asked]) -> Status:

@@ -74,7 +74,7 @@ async def predict_batch(
     """Embeddings of up to 64 proteins, in order, and which device computed each."""
     terms = gateway.terms(request)
     body = await read_json(request, terms, {"sequences": ProteinBatch})
-    served = gateway.find(body.model or gateway.default_model)
+    served = gateway.models.find(body.model or gateway.models.default_protein)
     found = await embed_proteins(gateway, served, body.sequences, terms)
     total_ms = found.report.total_ms
     return ProteinBatchPredicted(
@@ -88,7 +88,7 @@ async def predict_batch(
 
 
 async def _predict_protein(gateway: Gateway, body: ProteinPrediction, terms: Terms) -> ProteinPredicted:
-    served = gateway.find(body.model or gateway.default_model)
+    served = gateway.models.find(body.model or gateway.models.default_protein)
     found = await embed_proteins(gateway, served, [body.sequence], terms)
     (one,) = _predicted(found, body)
     time_ms = round(found.report.total_ms, 3)

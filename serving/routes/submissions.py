@@ -137,5 +137,5 @@ def choose(
         where = ".".join(str(part) for part in first["loc"])
         raise InvalidRequest(f"{where}: {first['msg']}") from None
     options = JobOptions(**wanted.model_dump(exclude={"model"}))
-    name = wanted.model or gateway.default_model
-    return name, gateway.find(name), options
+    name = wanted.model or gateway.models.default_protein
+    return name, gateway.models.find(name), options

@@ -140,11 +140,11 @@ async def test_a_long_wrong_value_is_shown_in_part(gateway: Gateway) -> None:
 
 
 def test_models_are_found_by_their_exact_names(gateway: Gateway, served: ServedModel) -> None:
-    assert gateway.find("esm2_mini") is served
-    assert gateway.default_model == "esm2_mini"
+    assert gateway.models.find("esm2_mini") is served
+    assert gateway.models.default_protein == "esm2_mini"
     for name in ("esm2_min", "ESM2_MINI", "prot_t5"):
         with pytest.raises(UnknownModel):
-            gateway.find(name)
+            gateway.models.find(name)
 
 
 async def test_versions_side_by_side_are_found_by_name_and_version(data_dir: Path) -> None:
@@ -155,12 +155,12 @@ async def test_versions_side_by_side_are_found_by_name_and_version(data_dir: Pat
     )
     settings = Settings(redis_url=f"unix://{data_dir}/nobody.sock", data_dir=data_dir)
     gateway = Gateway.build(settings, {served.model.name: served for served in (first, second)})
-    for find in (gateway.find, gateway.find_any):
+    for find in (gateway.models.find, gateway.models.find_any):
         assert [find(name) for name in ("esm2_mini", "esm2_mini:v1", "esm2_mini:v2")] == [first, first, second]
         for name in ("esm2_mini:v3", "esm2_mini:", ":v1"):
             with pytest.raises(UnknownModel):
                 find(name)
-    assert gateway.default_model == "esm2_mini"
+    assert gateway.models.default_protein == "esm2_mini"
     await gateway.client.aclose()
 
 
