@@ -34,9 +34,9 @@ from scripts.embedding.arguments import FORMATS, parse
 from scripts.embedding.progress import Progress
 from scripts.embedding.remote import GaveUp, Refused, RemoteJobs
 from serving.errors import Problem, ServiceError
+from serving.jobs.schemas import JobError, JobStatus, JobSubmitted
 from serving.jobs.submission import Contents
 from serving.runners import UNTRAINED_WARNING
-from serving.schemas import JobError, JobStatus, JobSubmitted
 from serving.settings import SettingsError, load_settings
 
 MAX_NAMED = 5  # sequences that cannot be embedded; the file names all of them

@@ -12,8 +12,8 @@ from typing import get_args
 from pydantic import ValidationError
 
 from serving.errors import InvalidRequest
+from serving.jobs.schemas import JobOptions
 from serving.results import Format, check_format
-from serving.schemas import JobOptions
 from serving.sequences import OnTooLong
 
 URL = "http://127.0.0.1:3000"

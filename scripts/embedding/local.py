@@ -16,11 +16,11 @@ from models.planning import cost
 from scripts.embedding.engines import LocalEngines, Outcome, StoredModel
 from serving.errors import InferenceFailed, InvalidRequest
 from serving.jobs.records import new_id
+from serving.jobs.schemas import JobOptions
 from serving.jobs.store import Entry, JobStore
 from serving.jobs.submission import Contents, write_input
 from serving.parts import MIN_WINDOW, Options, cut
 from serving.results import Result, write
-from serving.schemas import JobOptions
 from serving.sequences import Limits
 from serving.settings import Settings
 from serving.uploads import Upload

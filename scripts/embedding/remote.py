@@ -18,7 +18,8 @@ import httpx
 from pydantic import BaseModel, ValidationError
 
 from serving.jobs.records import ENDED
-from serving.schemas import ErrorBody, JobStatus, JobSubmitted
+from serving.jobs.schemas import JobStatus, JobSubmitted
+from serving.schemas import ErrorBody
 
 T = TypeVar("T")
 ModelT = TypeVar("ModelT", bound=BaseModel)

@@ -11,11 +11,11 @@ from serving.errors import InvalidRequest, StoreUnavailable
 from serving.jobs.measures import Measures
 from serving.jobs.queue import Depth, JobQueue, Quota
 from serving.jobs.records import Job, Order, new_id
+from serving.jobs.schemas import JobOptions
 from serving.jobs.store import JobStore
 from serving.jobs.submission import Contents, write_input
 from serving.results import check_format
 from serving.runners import ServedModel
-from serving.schemas import JobOptions
 from serving.sequences import Limits
 from serving.tasks import finish
 from serving.telemetry import traceparent

@@ -20,21 +20,14 @@ from serving.errors import (
 )
 from serving.gateway import Gateway, gateway_of
 from serving.jobs.records import ENDED, Job
+from serving.jobs.schemas import JobError, JobList, JobProgress, JobQuery, JobStatus, JobSubmitted
 from serving.jobs.service import check_key, reaching_files
 from serving.jobs.submission import Contents
 from serving.ranges import stream_range
 from serving.results import MEDIA_TYPES, file_name
 from serving.routes.responses import ERRORS, RANGE, Responses, in_parts
 from serving.routes.submissions import BODIES, KEY, choose, receive
-from serving.schemas import (
-    ErrorBody,
-    JobError,
-    JobList,
-    JobProgress,
-    JobQuery,
-    JobStatus,
-    JobSubmitted,
-)
+from serving.schemas import ErrorBody
 from serving.threads import run_to_its_end
 from serving.uploads import Upload
 

@@ -14,10 +14,10 @@ from starlette.formparsers import MultiPartException
 from serving.errors import InvalidRequest, MalformedBody, UnsupportedBody
 from serving.examples import UBIQUITIN
 from serving.gateway import Gateway
+from serving.jobs.schemas import JobOptions, JobQuery
 from serving.jobs.service import reaching_files
 from serving.routes.embeddings import FASTA_BODY, FASTA_MEDIA_TYPES
 from serving.runners import ServedModel
-from serving.schemas import JobOptions, JobQuery
 from serving.sequences import MAX_ID_LENGTH
 from serving.threads import run_to_its_end
 

@@ -9,10 +9,11 @@ import pytest
 from pydantic import BaseModel
 
 from serving import dialect_examples, dialects, schemas
+from serving.jobs import schemas as job_schemas
 
 SHOWN = [
     model
-    for model in vars(schemas).values()
+    for model in (vars(schemas) | vars(job_schemas)).values()
     if isinstance(model, type) and issubclass(model, BaseModel) and "json_schema_extra" in model.model_config
 ]
 

@@ -16,9 +16,9 @@ from prometheus_client import CollectorRegistry
 from serving.jobs.measures import Measures
 from serving.jobs.queue import JobQueue, Quota
 from serving.jobs.records import Order, new_id
+from serving.jobs.schemas import JobOptions
 from serving.jobs.service import JobService
 from serving.jobs.store import JobStore
-from serving.schemas import JobOptions
 from serving.uploads import Upload
 
 LEASE_S = 60.0  # longer than a test

@@ -13,8 +13,8 @@ from serving.errors import JobNotUnderstood, Overloaded, StoreUnavailable, Unkno
 from serving.jobs import queue as queue_module
 from serving.jobs.queue import Depth, JobQueue, Lease, LeaseLost, Quota
 from serving.jobs.records import Job, Progress
+from serving.jobs.schemas import JobOptions
 from serving.redis import JOB_PREFIX, REDIS_ERRORS
-from serving.schemas import JobOptions
 from tests.serving.jobs.conftest import ANY, TTL_S, order
 
 MINE = ["esm2_mini"]

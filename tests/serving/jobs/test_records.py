@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from serving.jobs.records import Job, Order, Progress, State, born_at, is_id, new_id
-from serving.schemas import JobOptions
+from serving.jobs.schemas import JobOptions
 from tests.serving.jobs.conftest import order
 
 SHORTEST = {"state": "queued", "submitted_at": "1795236543.123456"}

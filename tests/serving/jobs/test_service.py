@@ -16,10 +16,10 @@ from serving.jobs import queue as queue_module
 from serving.jobs.measures import Measures
 from serving.jobs.queue import JobQueue
 from serving.jobs.records import new_id
+from serving.jobs.schemas import JobOptions
 from serving.jobs.service import ORPHAN_S, JobService
 from serving.jobs.store import Entry, JobStore
 from serving.runners import ServedModel
-from serving.schemas import JobOptions
 from serving.sequences import Limits
 from tests.serving.jobs.conftest import ANY, fasta, files_of, folders_of, order
 

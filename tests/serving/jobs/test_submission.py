@@ -27,12 +27,12 @@ from serving.jobs import submission
 from serving.jobs.measures import Measures
 from serving.jobs.queue import JobQueue, Quota
 from serving.jobs.records import new_id
+from serving.jobs.schemas import JobOptions
 from serving.jobs.service import JobService, check_key
 from serving.jobs.store import Entry, JobStore
 from serving.jobs.submission import Contents, write_input
 from serving.results import Format
 from serving.runners import ServedModel
-from serving.schemas import JobOptions
 from serving.sequences import MAX_ID_LENGTH, Limits
 from serving.uploads import Upload
 from tests.serving.jobs.conftest import ANY, fasta, files_of, folders_of

@@ -30,6 +30,7 @@ from serving.jobs import worker as worker_module
 from serving.jobs.measures import Measures
 from serving.jobs.queue import JobQueue, Lease, LeaseLost
 from serving.jobs.records import ENDED, Job
+from serving.jobs.schemas import JobOptions
 from serving.jobs.service import JobService
 from serving.jobs.store import JobStore
 from serving.jobs.worker import JobWorker
@@ -38,7 +39,6 @@ from serving.pipeline import Pipeline
 from serving.redis import EmbeddedRedis, connect
 from serving.results import PARQUET_KEY, Result, write
 from serving.runners import ServedModel, Terms
-from serving.schemas import JobOptions
 from serving.sequences import Limits
 from serving.settings import Settings
 from serving.tasks import end
