@@ -19,6 +19,7 @@ Figures of one run can be compared with each other; machines differ, and shared 
 from __future__ import annotations
 
 import argparse
+import signal
 from collections.abc import Sequence
 
 from scripts.benchmarks import (
@@ -66,4 +67,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: services that were started end too
     main()

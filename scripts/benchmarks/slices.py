@@ -40,17 +40,21 @@ def in_slices(sides: Sequence[Side[ResultT]], slice_s: float) -> list[tuple[Resu
         Whatever the work of a side does, once everything is done.
     """
     seconds = [0.0] * len(sides)
-    with ThreadPoolExecutor(len(sides)) as pool, _stopped(sides) as groups:
-        works = [pool.submit(side.work) for side in sides]
-        while not all(work.done() for work in works):
-            for number, (work, group) in enumerate(zip(works, groups, strict=True)):
-                if work.done():
-                    continue
-                _each(group, psutil.Process.resume)
-                began = time.perf_counter()
-                wait([work], slice_s)
-                seconds[number] += time.perf_counter() - began
-                _each(group, psutil.Process.suspend)
+    pool = ThreadPoolExecutor(len(sides))
+    try:
+        with _stopped(sides) as groups:
+            works = [pool.submit(side.work) for side in sides]
+            while not all(work.done() for work in works):
+                for number, (work, group) in enumerate(zip(works, groups, strict=True)):
+                    if work.done():
+                        continue
+                    _each(group, psutil.Process.resume)
+                    began = time.perf_counter()
+                    wait([work], slice_s)
+                    seconds[number] += time.perf_counter() - began
+                    _each(group, psutil.Process.suspend)
+    finally:
+        pool.shutdown(wait=False)  # whoever interrupts this is not kept: the work ends with the processes
     return [(work.result(), spent) for work, spent in zip(works, seconds, strict=True)]
 
 

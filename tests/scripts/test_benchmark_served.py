@@ -5,10 +5,15 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from scripts import import_model
@@ -16,9 +21,10 @@ from scripts.benchmark import main
 from scripts.benchmarks import null_engine
 from scripts.benchmarks.large_replies import Sizes, measure
 from scripts.benchmarks.services import Served
-from scripts.local_service import LocalService
+from scripts.local_service import ROOT, LocalService
 
 MODEL = "esm2_mini"
+DEADLINE_S = 60.0
 SETTINGS = {"MODELS": MODEL, "GATEWAY_WORKERS": "1"}
 
 
@@ -69,6 +75,31 @@ def test_http_in_slices_does_the_same_work_and_tells_no_latencies(stored_model: 
 def test_http_in_slices_needs_a_service_of_its_own(url: str) -> None:
     with pytest.raises(SystemExit, match="--slice: the service at --url cannot be stopped"):
         main(["http", "--model", MODEL, "--url", url, "--slice", "0.4"])
+
+
+def is_stopped(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() == psutil.STATUS_STOPPED)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def test_who_ends_a_benchmark_ends_what_it_started(stored_model: None) -> None:
+    """Processes that are stopped at the moment too; and the work that is left is not waited for."""
+    command = [sys.executable, "-m", "scripts.benchmark", "http", "--model", MODEL]
+    size = ("--requests", "300", "--per-request", "1", "--max-length", "60")
+    with subprocess.Popen([*command, "--slice", "0.05", *size], cwd=ROOT) as process:
+        started: list[psutil.Process] = []
+        deadline = time.monotonic() + DEADLINE_S
+        while not any(map(is_stopped, started)):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            started = psutil.Process(process.pid).children(recursive=True)
+            time.sleep(0.01)
+        process.terminate()
+        assert process.wait(DEADLINE_S) == -signal.SIGINT
+    _, alive = psutil.wait_procs(started, timeout=DEADLINE_S)
+    assert not alive
 
 
 def test_cache_measures_hits_of_both_forms(url: str, tmp_path: Path) -> None:
