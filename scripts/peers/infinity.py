@@ -49,8 +49,8 @@ def install() -> Path:
 
 
 def command(programs: Path, folder: Path, port: int, dtype: str) -> list[str]:
-    """BetterTransformer is off: ESM-2 is none of its models. So is its warm-up, minutes in float32: whoever measures
-    it warms it up. The rest is its default."""
+    """BetterTransformer is off: ESM-2 is none of its models. So is its warm-up, which takes minutes in float32:
+    whoever measures it warms it up. The rest is its default."""
     start = [str(programs / "infinity_emb"), "v2", "--model-id", str(folder), "--host", "127.0.0.1"]
     start += ["--port", str(port), "--engine", "torch", "--device", "cpu", "--dtype", dtype]
     return [*start, "--no-bettertransformer", "--no-model-warmup"]
