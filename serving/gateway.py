@@ -80,7 +80,6 @@ class Gateway:
         cache = Cache(client, settings.redis_ttl_days * 86_400, settings.redis_compression_level)
         outputs = OutputStore(
             settings.data_dir / "outputs",
-            client,
             ttl_s=settings.download_ttl_minutes * 60,
             writing_s=settings.request_timeout_s + 60,
         )

@@ -61,7 +61,7 @@ class Measures:
         )
         self.cpu = gauge("cpu_usage_percent", "Of the machine, all cores together")
         for counter_of, values in (
-            (self.redis_errors, ("cache", "jobs", "outputs", "limits")),
+            (self.redis_errors, ("cache", "jobs", "limits")),
             (self.refused, ("missing", "unknown", "forbidden")),
             (self.limited, ("requests", "tokens")),
         ):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import re
 import secrets
@@ -15,19 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import redis.asyncio
 from isal import isal_zlib
 
 from serving.errors import ExpiredOutput, StoreUnavailable, UnknownOutput
 from serving.keys import ANONYMOUS
-from serving.measures import measures_of_process
 from serving.parts import Options
 from serving.pipeline import Report
-from serving.redis import OUTPUT_PREFIX, OUTPUTS_KEY, REDIS_ERRORS
 from serving.runners import ServedModel
 from serving.sequences import Protein
-from serving.tasks import apart
-from serving.threads import run_to_its_end
+from serving.threads import THREAD_BYTES, run_to_its_end
 
 NPZ_MEDIA_TYPE = "application/x-npz"
 DEFLATE_LEVEL = 1  # of ISA-L's 0 to 3: embeddings hardly deflate, higher levels take longer and gain nothing
@@ -35,7 +32,8 @@ DEFLATE_FROM_BYTES = 2_048  # a smaller member gains less than 1%, and takes twi
 MEMORY_BYTES = 8_000_000  # up to which a npz is made in memory
 RAW_DEFLATE = -15  # window bits without zlib's header, as a zip member has it
 REMEMBERED_S = 86_400  # how long an expired id is told from one that never was
-_REQUEST_ID = re.compile(r"\d{10}_[0-9a-f]{32}")
+QUICK_S = 1e-3  # for which the event loop may wait for a file; a thread takes as long, a network's volume longer
+_REQUEST_ID = re.compile(r"(\d{10})_[0-9a-f]{32}")
 
 
 class NpzWriter:
@@ -150,20 +148,19 @@ def _place(npz: Path | BytesIO, path: Path) -> None:
 
 
 class OutputStore:
-    """Files in a folder that all gateway workers see; what is known of each stands in Redis.
+    """Files in a folder that all gateway workers see. A file's name says whose it is, its time when it ends.
 
     Args:
         folder: of the files; made if missing.
-        client: of Redis.
         ttl_s: seconds that a download is kept.
         writing_s: seconds after which a file that is not finished will never be.
     """
 
-    def __init__(self, folder: Path, client: redis.asyncio.Redis, ttl_s: float, writing_s: float) -> None:
+    def __init__(self, folder: Path, ttl_s: float, writing_s: float) -> None:
         self.folder = folder
-        self._client = client
         self._ttl_s = ttl_s
         self._writing_s = writing_s
+        self._is_quick = False  # the folder, as far as the latest small file tells
         folder.mkdir(parents=True, exist_ok=True)
 
     def new(self) -> tuple[str, Path]:
@@ -177,56 +174,41 @@ class OutputStore:
         Returns:
             Its link.
         Raises:
-            StoreUnavailable: Redis does not answer, or the file cannot be written; it is deleted.
+            StoreUnavailable: the file cannot be written; it is deleted.
         """
-        path = self._path(request_id)
-        pipeline = self._client.pipeline(transaction=False)
-        # No expiry: where Redis is short of memory, it evicts what has one. `forget` deletes the record
-        pipeline.zadd(OUTPUTS_KEY, {request_id: time.time() + self._ttl_s + REMEMBERED_S})
-        facts: list[str | float] = ["model", model, "expires_at", time.time() + self._ttl_s, "owner", owner]
-        pipeline.hset(OUTPUT_PREFIX + request_id, items=facts)
+        path = self._path(request_id, model, owner)
+        is_small = isinstance(npz, BytesIO) and npz.getbuffer().nbytes < THREAD_BYTES
+
+        def place() -> None:
+            started = time.perf_counter()
+            _place(npz, path)
+            if is_small:
+                self._is_quick = time.perf_counter() - started < QUICK_S
+
         try:
-            await run_to_its_end(lambda: _place(npz, path))
+            await run_to_its_end(place, 0 if is_small and self._is_quick else THREAD_BYTES)
         except OSError as error:
             raise StoreUnavailable(f"the outputs cannot be written ({error.strerror})") from error
-        try:
-            await apart(pipeline.execute())
-        except REDIS_ERRORS as error:
-            measures_of_process().redis_errors.labels("outputs").inc()
-            path.unlink(missing_ok=True)
-            raise StoreUnavailable("Redis does not answer, so no download can be kept") from error
         return f"/embeddings/download/{model}/numpy/{request_id}"
 
-    async def find(self, request_id: str, model: str, owner: str = ANONYMOUS) -> Path:
+    def find(self, request_id: str, model: str, owner: str = ANONYMOUS) -> Path:
         """The file of a published download.
 
         Raises:
             UnknownOutput: no such id, not an id at all, of another model, or somebody else's.
-            ExpiredOutput: it was there, and its time is over.
-            StoreUnavailable: Redis does not answer.
+            ExpiredOutput: what had this id, whosever it was, is not there any more.
         """
-        if not _REQUEST_ID.fullmatch(request_id):
+        form = _REQUEST_ID.fullmatch(request_id)
+        if form is None:
             raise UnknownOutput("no such download")
-        try:
-            record: dict[Any, Any] = await self._client.hgetall(OUTPUT_PREFIX + request_id)
-        except REDIS_ERRORS as error:
-            measures_of_process().redis_errors.labels("outputs").inc()
-            raise StoreUnavailable("Redis does not answer, so no download can be found") from error
-        if not record or (record[b"model"].decode(), record.get(b"owner", b"").decode()) != (model, owner):
-            raise UnknownOutput("no such download")
-        path = self._path(request_id)
-        if time.time() >= float(record[b"expires_at"]) or not path.exists():
+        path, now = self._path(request_id, model, owner), time.time()
+        with contextlib.suppress(FileNotFoundError):
+            if now - path.stat().st_mtime < self._ttl_s:
+                return path
+        # Nothing is known of a file that was deleted but what its id says, to whoever comes with it
+        if self._ttl_s <= now - int(form[1]) < self._ttl_s + REMEMBERED_S:
             raise ExpiredOutput(f"downloads are kept for {self._ttl_s / 60:g} minutes; ask for it again")
-        return path
-
-    async def forget(self) -> None:
-        """Deletes the records of downloads that expired long ago."""
-        ids: list[Any] = await self._client.zrangebyscore(OUTPUTS_KEY, 0, time.time())
-        if ids:
-            pipeline = self._client.pipeline(transaction=True)
-            pipeline.delete(*(OUTPUT_PREFIX + id.decode() for id in ids))
-            pipeline.zrem(OUTPUTS_KEY, *ids)
-            await pipeline.execute()
+        raise UnknownOutput("no such download")
 
     def sweep(self) -> int:
         """Deletes the files whose time is over, and those that were never finished; how many."""
@@ -241,5 +223,6 @@ class OutputStore:
                 continue
         return deleted
 
-    def _path(self, request_id: str) -> Path:
-        return self.folder / f"{request_id}.npz"
+    def _path(self, request_id: str, model: str, owner: str) -> Path:
+        holder = hashlib.sha256(f"{model}\0{owner}".encode()).hexdigest()[:32]
+        return self.folder / f"{request_id}.{holder}.npz"

@@ -30,8 +30,6 @@ logger = logging.getLogger(__name__)
 
 CACHE_PREFIX = "pes:cache:"  # + what cache_key makes: one embedding
 STATS_KEY = "pes:stats"  # hash: hits, misses of all gateway workers
-OUTPUT_PREFIX = "pes:output:"  # + request id: hash of what is known of a stored download
-OUTPUTS_KEY = "pes:outputs"  # sorted set of request ids by the time when their records are deleted
 JOB_PREFIX = "pes:job:"  # + job id: hash of the job; + ":parts", ":errors": what came of it so far
 JOBS_PREFIX = "pes:jobs:"  # + queued:MODEL, leased:MODEL, ended, active:OWNER, mine:OWNER, keys:OWNER
 

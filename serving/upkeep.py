@@ -90,9 +90,8 @@ async def _sweep_for_ever(gateway: Gateway) -> None:
         try:
             deleted = await asyncio.to_thread(gateway.outputs.sweep)
             logger.debug("deleted %d expired outputs", deleted)
-            await gateway.outputs.forget()
             await gateway.jobs.sweep()
         except REDIS_ERRORS as error:
             measures_of_process().redis_errors.labels("jobs").inc()
-            logger.warning("outputs and jobs cannot be swept: %s", error)
+            logger.warning("jobs cannot be swept: %s", error)
         await asyncio.sleep(SWEEP_EVERY_S)

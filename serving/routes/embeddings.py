@@ -134,7 +134,6 @@ async def compute(
         200: {"content": {NPZ_MEDIA_TYPE: {}}, "description": "the npz"},
         404: {"model": ErrorBody, "description": "no such download"},
         410: {"model": ErrorBody, "description": "it was there and has expired"},
-        503: {"model": ErrorBody, "description": "Redis does not answer"},
     },
     openapi_extra={"parameters": [RANGE]},
 )
@@ -148,7 +147,7 @@ async def download(
 
     Read it with `numpy.load(file, allow_pickle=False)`.
     """
-    path = await gateway.outputs.find(request_id, model, owner)
+    path = gateway.outputs.find(request_id, model, owner)
     return FileResponse(path, media_type=NPZ_MEDIA_TYPE, filename=f"embeddings_{model}_{request_id}.npz")
 
 

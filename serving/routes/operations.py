@@ -68,7 +68,7 @@ async def root(gateway: Annotated[Gateway, Depends(gateway_of)]) -> ServiceInfo:
             "binary_downloads": True,
             "full_sequence_embeddings": True,
             "intelligent_caching": True,
-            "redis_download_storage": True,
+            "redis_download_storage": False,
         },
     )
 

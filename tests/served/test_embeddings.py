@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -159,8 +160,14 @@ def test_long_sequences_are_neither_cut_nor_held_back(served: Served) -> None:
 
 def test_a_downloads_time_ends(served: Served) -> None:
     link = compute(served, sequences=[SEQUENCES[0]])[0]["download_link"]
-    served.redis.hset("pes:output:" + link.rpartition("/")[2], "expires_at", 1)
-    reply = served.http.get(link)
+    request_id = link.rpartition("/")[2]
+    outputs = served.service.log.parent / "outputs"
+    (path,) = outputs.glob(f"{request_id}.*")
+    # As if it were made eleven minutes before
+    then = int(time.time()) - 11 * 60
+    older = path.rename(path.with_name(path.name.replace(request_id[:10], str(then))))
+    os.utime(older, (then, then))
+    reply = served.http.get(link.replace(request_id[:10], str(then)))
     assert (reply.status_code, reply.json()["error"]) == (410, "Expired")
 
 

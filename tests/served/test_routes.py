@@ -23,7 +23,9 @@ def test_the_root_says_what_this_is(served: Served) -> None:
     assert body["status"] == "running"
     assert body["supported_models"] == ["esm2_mini", "esm2_t6_8M"]
     assert "/embeddings/compute/{model}" in body["endpoints"]
-    assert all(body["features"].values())
+    features = dict(body["features"])
+    assert features.pop("redis_download_storage") is False, "downloads are files"
+    assert all(features.values())
 
 
 def test_computing_replies_with_everything_but_the_numbers(served: Served) -> None:

@@ -130,9 +130,9 @@ def pipeline(cache: Cache) -> Pipeline:
 
 
 @pytest.fixture
-def outputs(client: redis.asyncio.Redis, data_dir: Path) -> OutputStore:
+def outputs(data_dir: Path) -> OutputStore:
     data_dir.mkdir()
-    return OutputStore(data_dir / "outputs", client, ttl_s=60, writing_s=3600)
+    return OutputStore(data_dir / "outputs", ttl_s=60, writing_s=3600)
 
 
 def proteins(*sequences: str) -> list[Protein]:

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import time
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pytest
-import redis.asyncio
 
+from serving import outputs as module
 from serving.errors import ExpiredOutput, StoreUnavailable, UnknownOutput
 from serving.outputs import NpzWriter, OutputStore, describe, writing
 from serving.parts import Options
 from serving.pipeline import Report
-from serving.redis import OUTPUT_PREFIX
 from serving.runners import ServedModel
 from serving.sequences import Protein
+from serving.threads import THREAD_BYTES
 
 
 async def published(outputs: OutputStore, model: str = "esm2_mini") -> str:
@@ -62,10 +63,10 @@ def test_an_abandoned_file_is_gone(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-async def test_a_published_file_is_found_by_any_worker(outputs: OutputStore, client: redis.asyncio.Redis) -> None:
+async def test_a_published_file_is_found_by_any_worker(outputs: OutputStore) -> None:
     request_id = await published(outputs)
-    another = OutputStore(outputs.folder, client, ttl_s=60, writing_s=3600)
-    assert (await another.find(request_id, "esm2_mini")).exists()
+    another = OutputStore(outputs.folder, ttl_s=60, writing_s=3600)
+    assert another.find(request_id, "esm2_mini").exists()
 
 
 async def test_a_npz_in_memory_is_published_like_a_file(outputs: OutputStore) -> None:
@@ -75,7 +76,7 @@ async def test_a_npz_in_memory_is_published_like_a_file(outputs: OutputStore) ->
         writer.add(0, np.ones(4, np.float16))
         writer.finish(["a"], {})
     await outputs.publish(request_id, "esm2_mini", npz)
-    assert (await outputs.find(request_id, "esm2_mini")).read_bytes() == npz.getvalue()
+    assert (outputs.find(request_id, "esm2_mini")).read_bytes() == npz.getvalue()
     assert len(list(outputs.folder.iterdir())) == 1
 
 
@@ -85,97 +86,108 @@ def test_ids_cannot_be_guessed(outputs: OutputStore) -> None:
     assert all(len(id.partition("_")[2]) == 32 for id in ids)
 
 
+@pytest.mark.parametrize("size_bytes", [2_000, 100_000])
+async def test_small_files_need_no_thread_while_the_folder_is_quick(
+    outputs: OutputStore, monkeypatch: pytest.MonkeyPatch, size_bytes: int
+) -> None:
+    """What a network's volume takes long for never keeps the event loop twice."""
+    pauses_s = [0.0, 0.0, 0.1, 0.1, 0.0, 0.0]
+    threads: list[bool] = []
+    write = Path.write_bytes
+
+    def seen(path: Path, data: bytes) -> int:
+        time.sleep(pauses_s[len(threads)])
+        threads.append(threading.current_thread() is not threading.main_thread())
+        return write(path, data)
+
+    monkeypatch.setattr(Path, "write_bytes", seen)
+    monkeypatch.setattr(module, "QUICK_S", 0.05)
+    for _ in pauses_s:
+        await outputs.publish(outputs.new()[0], "esm2_mini", BytesIO(bytes(size_bytes)))
+    is_large = size_bytes > THREAD_BYTES
+    assert threads == [True, is_large, is_large, True, True, is_large]
+
+
+def aged(outputs: OutputStore, request_id: str, age_s: int) -> str:
+    """The id of a published file, as if it had been made so long ago."""
+    (path,) = outputs.folder.glob(f"{request_id}.*.npz")
+    then = int(time.time()) - age_s
+    older = path.rename(path.with_name(path.name.replace(request_id[:10], str(then))))
+    os.utime(older, (then, then))
+    return request_id.replace(request_id[:10], str(then))
+
+
 @pytest.mark.parametrize(
     "hostile",
     ["", "1703123456_12345", "../../etc/passwd", "1703123456_" + "0" * 32, "*", "1703123456_" + "0" * 32 + "\n"],
 )
-async def test_an_unknown_or_hostile_id_is_not_found(outputs: OutputStore, hostile: str) -> None:
+def test_an_unknown_or_hostile_id_is_not_found(outputs: OutputStore, hostile: str) -> None:
     with pytest.raises(UnknownOutput):
-        await outputs.find(hostile, "esm2_mini")
+        outputs.find(hostile, "esm2_mini")
 
 
 async def test_another_models_link_is_not_found(outputs: OutputStore) -> None:
     request_id = await published(outputs)
     with pytest.raises(UnknownOutput):
-        await outputs.find(request_id, "prot_t5")
+        outputs.find(request_id, "prot_t5")
 
 
-async def test_what_is_somebody_elses_is_not_found_by_anybody_else(
-    outputs: OutputStore, client: redis.asyncio.Redis
-) -> None:
+async def test_what_is_somebody_elses_is_not_found_by_anybody_else(outputs: OutputStore) -> None:
     request_id, path = outputs.new()
     NpzWriter(path).finish([], {})
     await outputs.publish(request_id, "esm2_mini", path, "alice")
-    assert (await outputs.find(request_id, "esm2_mini", "alice")).exists()
+    assert outputs.find(request_id, "esm2_mini", "alice").exists()
     for other in ("bob", "anonymous", "Alice", "", "alice "):
         with pytest.raises(UnknownOutput, match=r"^no such download$"):
-            await outputs.find(request_id, "esm2_mini", other)
+            outputs.find(request_id, "esm2_mini", other)
     with pytest.raises(UnknownOutput):
-        await outputs.find(request_id, "esm2_mini")
-    # Whether it has expired is told to its owner alone
-    await client.hset(OUTPUT_PREFIX + request_id, "expires_at", time.time() - 1)
-    with pytest.raises(UnknownOutput):
-        await outputs.find(request_id, "esm2_mini", "bob")
+        outputs.find(request_id, "esm2_mini")
+
+
+async def test_an_expired_download_is_told_from_an_unknown_one(outputs: OutputStore) -> None:
+    """For a day. To others it is as one that never was: of an old id nothing is known but its time."""
+    request_id = await published(outputs)
+    expired = aged(outputs, request_id, 61)
+    never_was = expired[:11] + "0" * 32
+    for id, owner in ((expired, "anonymous"), (expired, "bob"), (never_was, "anonymous")):
+        with pytest.raises(ExpiredOutput, match=r"^downloads are kept for 1 minutes; ask for it again$"):
+            outputs.find(id, "esm2_mini", owner)
+    outputs.sweep()
     with pytest.raises(ExpiredOutput):
-        await outputs.find(request_id, "esm2_mini", "alice")
-
-
-async def test_a_record_without_an_owner_is_nobodys(outputs: OutputStore, client: redis.asyncio.Redis) -> None:
-    """As versions without keys wrote it."""
-    request_id = await published(outputs)
-    await client.hdel(OUTPUT_PREFIX + request_id, "owner")
-    for name in ("anonymous", "alice"):
+        outputs.find(expired, "esm2_mini")
+    for age_s in (0, 59, 60 + 86_400):
         with pytest.raises(UnknownOutput):
-            await outputs.find(request_id, "esm2_mini", name)
+            outputs.find(f"{int(time.time()) - age_s}_{'0' * 32}", "esm2_mini")
 
 
-async def test_an_expired_download_is_told_from_an_unknown_one(
-    outputs: OutputStore, client: redis.asyncio.Redis
-) -> None:
-    request_id = await published(outputs)
-    await client.hset(OUTPUT_PREFIX + request_id, "expires_at", time.time() - 1)
-    with pytest.raises(ExpiredOutput, match="kept for 1 minutes"):
-        await outputs.find(request_id, "esm2_mini")
+async def test_a_download_is_kept_from_when_it_was_finished(outputs: OutputStore) -> None:
+    """A request may have taken longer than downloads are kept."""
+    request_id = aged(outputs, await published(outputs), 3600)
+    (path,) = outputs.folder.iterdir()
+    os.utime(path)
+    outputs.sweep()
+    assert outputs.find(request_id, "esm2_mini") == path
 
 
 async def test_sweeping_deletes_what_is_over_and_what_was_never_finished(outputs: OutputStore) -> None:
-    kept, expired = await published(outputs), await published(outputs)
+    kept, _ = await published(outputs), aged(outputs, await published(outputs), 61)
     _, unfinished = outputs.new()
     _, being_written = outputs.new()
     unfinished.touch()
     being_written.touch()
     now = time.time()
-    os.utime(outputs.folder / f"{expired}.npz", (now - 61, now - 61))
     os.utime(unfinished, (now - 3601, now - 3601))
     assert outputs.sweep() == 2
-    assert {path.name for path in outputs.folder.iterdir()} == {f"{kept}.npz", being_written.name}
-    with pytest.raises(ExpiredOutput):
-        await outputs.find(expired, "esm2_mini")
+    assert set(outputs.folder.iterdir()) == {outputs.find(kept, "esm2_mini"), being_written}
 
 
-async def test_without_redis_nothing_is_published_and_nothing_is_left(
-    dead_client: redis.asyncio.Redis, tmp_path: Path
-) -> None:
-    outputs = OutputStore(tmp_path / "outputs", dead_client, ttl_s=60, writing_s=3600)
+async def test_a_folder_that_cannot_be_written_is_said_and_nothing_is_left(outputs: OutputStore) -> None:
     request_id, path = outputs.new()
     path.touch()
+    outputs.folder.rename(outputs.folder.with_name("away"))
     for npz in (path, BytesIO(b"npz")):
-        with pytest.raises(StoreUnavailable):
+        with pytest.raises(StoreUnavailable, match="No such file or directory"):
             await outputs.publish(request_id, "esm2_mini", npz)
-        assert list(outputs.folder.iterdir()) == []
-    with pytest.raises(StoreUnavailable):
-        await outputs.find(request_id, "esm2_mini")
-
-
-async def test_records_are_not_evicted_before_their_time_and_go_after_it(
-    outputs: OutputStore, client: redis.asyncio.Redis
-) -> None:
-    old, new = await published(outputs), await published(outputs)
-    assert await client.ttl(OUTPUT_PREFIX + old) == -1, "Redis evicts what expires"
-    await client.zadd("pes:outputs", {old: 1})
-    await outputs.forget()
-    assert not await client.exists(OUTPUT_PREFIX + old)
-    assert await client.exists(OUTPUT_PREFIX + new)
 
 
 async def test_a_disk_that_is_full_is_said_and_nothing_is_left(tmp_path: Path) -> None:
