@@ -128,21 +128,21 @@ class JobQueue:
         found = await _ask(cast(Awaitable[Any], self._client.hget(_of("keys", owner), key)))
         return None if found is None else found.decode()
 
-    async def get(self, job_id: str) -> Job:
+    async def get(self, job_id: str, owner: str | None = None) -> Job:
         """
         Raises:
-            UnknownJob: there is none.
+            UnknownJob: there is none, or none of this owner's.
             JobNotUnderstood: another version of the service wrote it.
             StoreUnavailable: Redis does not answer.
         """
         if not is_id(job_id):  # `{id}:parts` is a key too
             raise UnknownJob("no such job")
-        job: Job = await _ask(self._read(job_id))
+        job: Job = await _ask(self._read(job_id, owner))
         return job
 
-    async def _read(self, job_id: str) -> Job:
+    async def _read(self, job_id: str, owner: str | None = None) -> Job:
         record = await cast(Awaitable[Any], self._client.hgetall(_job(job_id)))
-        if not record:
+        if not record or (owner is not None and record.get(b"owner") != owner.encode()):
             raise UnknownJob("no such job")
         return _understood(job_id, record)
 

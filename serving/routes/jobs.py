@@ -13,11 +13,7 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 from starlette.responses import FileResponse, Response
 
 from serving.auth import owner_of
-from serving.errors import (
-    ExpiredOutput,
-    JobNotDone,
-    UnknownJob,
-)
+from serving.errors import ExpiredOutput, JobNotDone
 from serving.gateway import Gateway, gateway_of
 from serving.jobs.records import ENDED, Job
 from serving.jobs.schemas import JobError, JobList, JobProgress, JobQuery, JobStatus, JobSubmitted
@@ -50,7 +46,11 @@ _SUBMIT_ERRORS: Responses = {
     415: {"model": ErrorBody, "description": "neither JSON, FASTA nor a form with a file"},
     422: {"model": ErrorBody, "description": "an option or an id is wrong, or no sequence can be embedded"},
     429: {"model": ErrorBody, "description": "too many jobs or sequences of yours are queued"},
-    503: {"model": ErrorBody, "description": "Redis, or the place of the results, does not answer"},
+    503: {
+        "model": ErrorBody,
+        "description": "Redis or the place of the results does not answer, or "
+        "the job of the Idempotency-Key is another version's",
+    },
 }
 _ADDRESS = {"Location": {"required": True, "description": "the job's path", "schema": {"type": "string"}}}
 
@@ -107,7 +107,7 @@ async def status(
     job_id: Annotated[str, Path()], gateway: Annotated[Gateway, Depends(gateway_of)], owner: Owner
 ) -> JobStatus:
     """How far a job is."""
-    return await _status(gateway, await _find(gateway, job_id, owner))
+    return await _status(gateway, await gateway.jobs.queue.get(job_id, owner))
 
 
 @router.delete("/{job_id}", response_model=JobStatus, responses=_GONE)
@@ -115,15 +115,15 @@ async def cancel(
     job_id: Annotated[str, Path()], gateway: Annotated[Gateway, Depends(gateway_of)], owner: Owner
 ) -> JobStatus:
     """Cancels a job that is queued or running; one that is over stays as it is."""
-    await gateway.jobs.cancel(await _find(gateway, job_id, owner))
-    return await _status(gateway, await _find(gateway, job_id, owner))
+    await gateway.jobs.cancel(await gateway.jobs.queue.get(job_id, owner))
+    return await _status(gateway, await gateway.jobs.queue.get(job_id, owner))
 
 
 async def _found(
     job_id: Annotated[str, Path()], gateway: Annotated[Gateway, Depends(gateway_of)], owner: Owner
 ) -> Job:
     """The job of a route; an event stream is refused before it begins."""
-    return await _find(gateway, job_id, owner)
+    return await gateway.jobs.queue.get(job_id, owner)
 
 
 @router.get("/{job_id}/events", response_class=EventSourceResponse, responses=_GONE)
@@ -165,7 +165,7 @@ async def result(
     owner: Owner,
 ) -> Response:
     """The finished file. Ranges are served, so that a download that was cut off goes on."""
-    job = await _find(gateway, job_id, owner)
+    job = await gateway.jobs.queue.get(job_id, owner)
     if job.state != "done":
         raise JobNotDone(f"the job is {job.state}")
     if job.is_expired:
@@ -201,13 +201,6 @@ async def _accepted(gateway: Gateway, job_id: str, contents: Contents) -> Respon
     )
     headers = {"Location": reply.status_link}
     return Response(reply.model_dump_json(), 202, headers, media_type="application/json")
-
-
-async def _find(gateway: Gateway, job_id: str, owner: str) -> Job:
-    job = await gateway.jobs.queue.get(job_id)
-    if job.order.owner != owner:
-        raise UnknownJob("no such job")
-    return job
 
 
 async def _status(gateway: Gateway, job: Job) -> JobStatus:

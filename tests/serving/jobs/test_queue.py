@@ -547,7 +547,9 @@ async def test_a_job_of_another_version_is_told_apart_and_the_others_are_listed(
     job_ids = [await submit(queue) for _ in range(3)]
     await client.hdel(JOB_PREFIX + job_ids[1], "tag")
     with pytest.raises(JobNotUnderstood, match="another version"):
-        await queue.get(job_ids[1])
+        await queue.get(job_ids[1], "me")
+    with pytest.raises(UnknownJob):
+        await queue.get(job_ids[1], "somebody else")
     total, jobs = await queue.list("me", 0, 10)
     assert (total, {job.id for job in jobs}) == (3, {job_ids[0], job_ids[2]})
 
