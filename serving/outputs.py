@@ -32,6 +32,7 @@ DEFLATE_FROM_BYTES = 2_048  # a smaller member gains less than 1%, and takes twi
 MEMORY_BYTES = 8_000_000  # up to which a npz is made in memory
 RAW_DEFLATE = -15  # window bits without zlib's header, as a zip member has it
 REMEMBERED_S = 86_400  # how long an expired id is told from one that never was
+SENT_WITHIN_S = 60.0  # of being found, a file is opened
 QUICK_S = 1e-3  # for which the event loop may wait for a file; a thread takes as long, a network's volume longer
 _REQUEST_ID = re.compile(r"(\d{10})_[0-9a-f]{32}")
 
@@ -181,9 +182,11 @@ class OutputStore:
 
         def place() -> None:
             started = time.perf_counter()
-            _place(npz, path)
-            if is_small:
-                self._is_quick = time.perf_counter() - started < QUICK_S
+            try:
+                _place(npz, path)
+            finally:
+                if is_small:
+                    self._is_quick = time.perf_counter() - started < QUICK_S
 
         try:
             await run_to_its_end(place, 0 if is_small and self._is_quick else THREAD_BYTES)
@@ -197,24 +200,33 @@ class OutputStore:
         Raises:
             UnknownOutput: no such id, not an id at all, of another model, or somebody else's.
             ExpiredOutput: what had this id, whosever it was, is not there any more.
+            StoreUnavailable: the folder cannot be read.
         """
         form = _REQUEST_ID.fullmatch(request_id)
         if form is None:
             raise UnknownOutput("no such download")
         path, now = self._path(request_id, model, owner), time.time()
-        with contextlib.suppress(FileNotFoundError):
+        try:
             if now - path.stat().st_mtime < self._ttl_s:
                 return path
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise StoreUnavailable(f"the outputs cannot be read ({error.strerror})") from error
         # Nothing is known of a file that was deleted but what its id says, to whoever comes with it
         if self._ttl_s <= now - int(form[1]) < self._ttl_s + REMEMBERED_S:
             raise ExpiredOutput(f"downloads are kept for {self._ttl_s / 60:g} minutes; ask for it again")
         raise UnknownOutput("no such download")
 
     def sweep(self) -> int:
-        """Deletes the files whose time is over, and those that were never finished; how many."""
+        """Deletes the files whose time is over, and those that were never finished; how many.
+
+        Raises:
+            OSError: the folder, or a file, does not let it.
+        """
         now, deleted = time.time(), 0
         for path in self.folder.iterdir():
-            keep_s = self._writing_s if path.suffix == ".part" else self._ttl_s
+            keep_s = self._writing_s if path.suffix == ".part" else self._ttl_s + SENT_WITHIN_S
             try:
                 if now - path.stat().st_mtime > keep_s:
                     path.unlink()

@@ -90,6 +90,9 @@ async def _sweep_for_ever(gateway: Gateway) -> None:
         try:
             deleted = await asyncio.to_thread(gateway.outputs.sweep)
             logger.debug("deleted %d expired outputs", deleted)
+        except OSError as error:
+            logger.warning("outputs cannot be swept: %s", error)
+        try:
             await gateway.jobs.sweep()
         except REDIS_ERRORS as error:
             measures_of_process().redis_errors.labels("jobs").inc()

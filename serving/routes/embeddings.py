@@ -133,7 +133,8 @@ async def compute(
         **in_parts(NPZ_MEDIA_TYPE),
         200: {"content": {NPZ_MEDIA_TYPE: {}}, "description": "the npz"},
         404: {"model": ErrorBody, "description": "no such download"},
-        410: {"model": ErrorBody, "description": "it was there and has expired"},
+        410: {"model": ErrorBody, "description": "its time is over"},
+        503: {"model": ErrorBody, "description": "the folder of the downloads cannot be read"},
     },
     openapi_extra={"parameters": [RANGE]},
 )

@@ -88,8 +88,9 @@ def test_who_ends_a_benchmark_ends_what_it_started(stored_model: None) -> None:
     """Processes that are stopped at the moment too; and the work that is left is not waited for."""
     command = [sys.executable, "-m", "scripts.benchmark", "http", "--model", MODEL]
     size = ("--requests", "300", "--per-request", "1", "--max-length", "60")
-    with subprocess.Popen([*command, "--slice", "0.05", *size], cwd=ROOT) as process:
-        started: list[psutil.Process] = []
+    process = subprocess.Popen([*command, "--slice", "0.05", *size], cwd=ROOT)
+    started: list[psutil.Process] = []
+    try:
         deadline = time.monotonic() + DEADLINE_S
         while not any(map(is_stopped, started)):
             assert process.poll() is None
@@ -98,8 +99,13 @@ def test_who_ends_a_benchmark_ends_what_it_started(stored_model: None) -> None:
             time.sleep(0.01)
         process.terminate()
         assert process.wait(DEADLINE_S) == -signal.SIGINT
-    _, alive = psutil.wait_procs(started, timeout=DEADLINE_S)
-    assert not alive
+        _, alive = psutil.wait_procs(started, timeout=DEADLINE_S)
+        assert not alive
+    finally:
+        for kill in (process.kill, *(one.kill for one in started)):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                kill()
+        process.wait()
 
 
 def test_cache_measures_hits_of_both_forms(url: str, tmp_path: Path) -> None:

@@ -172,11 +172,11 @@ def test_a_path_or_method_that_is_not_there_has_the_same_body(
 
 
 def test_a_pattern_cannot_leave_the_cache(served: Served) -> None:
-    served.redis.set("pes:output:kept", 1)
-    served.http.post("/embeddings/cache/clear", params={"pattern": "*:output:*"})
+    served.redis.set("pes:job:kept", 1)
+    served.http.post("/embeddings/cache/clear", params={"pattern": "*:job:*"})
     served.http.post("/embeddings/cache/clear", params={"pattern": "../*"})
-    assert served.redis.get("pes:output:kept") == b"1"
-    served.redis.delete("pes:output:kept")
+    assert served.redis.get("pes:job:kept") == b"1"
+    served.redis.delete("pes:job:kept")
 
 
 def test_pickles_are_not_read(served: Served) -> None:

@@ -93,12 +93,12 @@ async def test_counts_of_several_workers_add_up(client: redis.asyncio.Redis) -> 
 
 
 async def test_clearing_touches_cache_keys_only(cache: Cache, client: redis.asyncio.Redis) -> None:
-    await client.mset({"other": 1, "pes:output:x": 1, "prot_t5_x": 1})
+    await client.mset({"other": 1, "pes:job:x": 1, "prot_t5_x": 1})
     await cache.put_many({f"{CACHE_PREFIX}prot_t5_{i}": vector(i) for i in range(2500)})
     await cache.put_many({f"{CACHE_PREFIX}esm2_{i}": vector(i) for i in range(3)})
     assert await cache.clear("prot_t5_*") == 2500
     assert await cache.clear("*") == 3
-    assert sorted(await client.keys("*")) == [b"other", b"pes:output:x", b"prot_t5_x"]
+    assert sorted(await client.keys("*")) == [b"other", b"pes:job:x", b"prot_t5_x"]
 
 
 async def test_without_redis_every_look_up_is_a_miss_and_counted(dead_client: redis.asyncio.Redis) -> None:

@@ -10,7 +10,6 @@ import pytest
 from starlette.datastructures import Headers
 from starlette.requests import HTTPConnection
 
-from models.catalogue import UnknownModel, find_served
 from serving import health
 from serving.errors import InvalidRequest, InvalidSequences, TooManySequences
 from serving.gateway import TIMEOUT_HEADER, Gateway
@@ -137,31 +136,6 @@ async def test_a_long_wrong_value_is_shown_in_part(gateway: Gateway) -> None:
     with pytest.raises(InvalidRequest) as error:
         gateway.terms(asking({TIMEOUT_HEADER: "x" * 5000}))
     assert len(str(error.value)) < 120
-
-
-def test_models_are_found_by_their_exact_names(gateway: Gateway, served: ServedModel) -> None:
-    assert gateway.models.find("esm2_mini") is served
-    assert gateway.models.default_protein == "esm2_mini"
-    for name in ("esm2_min", "ESM2_MINI", "prot_t5"):
-        with pytest.raises(UnknownModel):
-            gateway.models.find(name)
-
-
-async def test_versions_side_by_side_are_found_by_name_and_version(data_dir: Path) -> None:
-    """The first is the model; both can be asked for by their versions."""
-    first, second = (
-        ServedModel(find_served(name), version, {}, CountingRunner())
-        for name, version in (("esm2_mini", "v1"), ("esm2_mini:v2", "v2"))
-    )
-    settings = Settings(redis_url=f"unix://{data_dir}/nobody.sock", data_dir=data_dir)
-    gateway = Gateway.build(settings, {served.model.name: served for served in (first, second)})
-    for find in (gateway.models.find, gateway.models.find_any):
-        assert [find(name) for name in ("esm2_mini", "esm2_mini:v1", "esm2_mini:v2")] == [first, first, second]
-        for name in ("esm2_mini:v3", "esm2_mini:", ":v1"):
-            with pytest.raises(UnknownModel):
-                find(name)
-    assert gateway.models.default_protein == "esm2_mini"
-    await gateway.client.aclose()
 
 
 async def test_a_gateway_is_ready_when_every_runner_computes(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
 import threading
@@ -92,18 +94,22 @@ async def test_small_files_need_no_thread_while_the_folder_is_quick(
 ) -> None:
     """What a network's volume takes long for never keeps the event loop twice."""
     pauses_s = [0.0, 0.0, 0.1, 0.1, 0.0, 0.0]
+    fails = [False, False, True, False, False, False]
     threads: list[bool] = []
     write = Path.write_bytes
 
     def seen(path: Path, data: bytes) -> int:
         time.sleep(pauses_s[len(threads)])
         threads.append(threading.current_thread() is not threading.main_thread())
+        if fails[len(threads) - 1]:
+            raise OSError(errno.EIO, "Input/output error")
         return write(path, data)
 
     monkeypatch.setattr(Path, "write_bytes", seen)
     monkeypatch.setattr(module, "QUICK_S", 0.05)
-    for _ in pauses_s:
-        await outputs.publish(outputs.new()[0], "esm2_mini", BytesIO(bytes(size_bytes)))
+    for is_failing in fails:
+        with pytest.raises(StoreUnavailable) if is_failing else contextlib.nullcontext():
+            await outputs.publish(outputs.new()[0], "esm2_mini", BytesIO(bytes(size_bytes)))
     is_large = size_bytes > THREAD_BYTES
     assert threads == [True, is_large, is_large, True, True, is_large]
 
@@ -170,7 +176,7 @@ async def test_a_download_is_kept_from_when_it_was_finished(outputs: OutputStore
 
 
 async def test_sweeping_deletes_what_is_over_and_what_was_never_finished(outputs: OutputStore) -> None:
-    kept, _ = await published(outputs), aged(outputs, await published(outputs), 61)
+    kept, _ = await published(outputs), aged(outputs, await published(outputs), 60 + 61)
     _, unfinished = outputs.new()
     _, being_written = outputs.new()
     unfinished.touch()
@@ -181,13 +187,30 @@ async def test_sweeping_deletes_what_is_over_and_what_was_never_finished(outputs
     assert set(outputs.folder.iterdir()) == {outputs.find(kept, "esm2_mini"), being_written}
 
 
-async def test_a_folder_that_cannot_be_written_is_said_and_nothing_is_left(outputs: OutputStore) -> None:
+@pytest.mark.parametrize("method", ["write_bytes", "rename"])
+async def test_a_file_that_cannot_be_put_there_is_said_and_nothing_is_left(
+    outputs: OutputStore, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
     request_id, path = outputs.new()
     path.touch()
+
+    def begin(path: Path, _: object) -> None:
+        path.touch()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, method, begin)
+    with pytest.raises(StoreUnavailable, match="cannot be written \\(No space left on device"):
+        await outputs.publish(request_id, "esm2_mini", path if method == "rename" else BytesIO(b"npz"))
+    assert set(outputs.folder.iterdir()) <= {path}
+    assert (method == "write_bytes") == path.exists()
+
+
+async def test_a_folder_that_cannot_be_read_is_said(outputs: OutputStore) -> None:
+    request_id = await published(outputs)
     outputs.folder.rename(outputs.folder.with_name("away"))
-    for npz in (path, BytesIO(b"npz")):
-        with pytest.raises(StoreUnavailable, match="No such file or directory"):
-            await outputs.publish(request_id, "esm2_mini", npz)
+    outputs.folder.symlink_to(outputs.folder)
+    with pytest.raises(StoreUnavailable, match="the outputs cannot be read"):
+        outputs.find(request_id, "esm2_mini")
 
 
 async def test_a_disk_that_is_full_is_said_and_nothing_is_left(tmp_path: Path) -> None:
