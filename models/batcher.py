@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Generic
 
 from models.crew import Crew, Device, ItemT, Part, ResultT
-from models.failures import DeviceLost, NoDevice, OutOfMemory, QueueFull
+from models.failures import DeviceLost, NoDevice, OutOfMemory, QueueFull, TooLate
 from models.schedule import DELAYS_S, STRETCH, Entry, Priority, Schedule
 from models.statistics import Batch, DeviceStatistics, Pace, Statistics
 
@@ -106,6 +106,7 @@ class Batcher(Generic[ItemT, ResultT]):
         self._changed = asyncio.Event()  # set when a device that waits has reason to look again
         self._crew = Crew(devices, num_callers, shares)
         self._loops: list[asyncio.Task[None]] = []
+        self._running = 0  # cost of the batches that are under way
         self._visited_until = -math.inf
         self._last_loss = "no device is lost"
         self._is_closed = False
@@ -126,6 +127,7 @@ class Batcher(Generic[ItemT, ResultT]):
             is_admitted: part of a request that was let in before: it is taken however much waits.
         Raises:
             QueueFull: `max_queue_cost` is reached.
+            TooLate: what goes before takes too long for an answer in time.
             NoDevice: none is left.
             TimeoutError: not all is done in time.
         """
@@ -136,6 +138,8 @@ class Batcher(Generic[ItemT, ResultT]):
         if not is_admitted and items and self._schedule.cost >= self.limits.max_queue_cost:
             self._statistics.num_rejected_calls += 1
             raise QueueFull(self._drain_s())
+        if not is_admitted and timeout_s is not None:
+            self._check_time(items, priority, timeout_s)
         if not self._loops:
             numbers = range(len(self._statistics.devices))
             callers = [number for number in numbers for _ in range(self._crew.num_callers)]
@@ -173,6 +177,26 @@ class Batcher(Generic[ItemT, ResultT]):
         self._changed.set()
         await asyncio.gather(*self._loops)
         self._crew.close()
+
+    def _check_time(self, items: Sequence[ItemT], priority: Priority, timeout_s: float) -> None:
+        """Who cannot be answered in time is told at once. What expired while it ran would be computed for nobody.
+
+        Raises:
+            TooLate: by the rate of the latest batches, what runs, what goes before, and the batch that it is in
+                take longer. Not where that is due to the call itself.
+        """
+        rate = self._cost_per_s()
+        own = sum(self._cost(item) for item in items if item not in self._works)
+        has_time_for = timeout_s * rate
+        if not rate or not own or own > has_time_for or self._running + self._schedule.cost + own <= has_time_for:
+            return
+        due = asyncio.get_running_loop().time() + DELAYS_S[priority] + STRETCH * own / rate
+        before = self._schedule.cost_before(due)
+        beside = min(sum(device.budget for device in self._live()), self._schedule.cost - before + own)
+        late = self._running + before + max(own, beside) - has_time_for
+        if before and late > 0:
+            self._statistics.num_rejected_calls += 1
+            raise TooLate(_bounded(late / rate))
 
     def _enter_all(self, items: Sequence[ItemT], priority: Priority) -> list[_Work[ItemT, ResultT]]:
         """Each item is due after STRETCH times what the devices need for the call up to there.
@@ -249,6 +273,7 @@ class Batcher(Generic[ItemT, ResultT]):
         if not device.inflight_batches:
             self._paces[number].start(began)
         device.inflight_batches += 1
+        self._running += cost
         ticket = self._paces[number].expect(cost, began, device.cost_per_s)
         results: Sequence[ResultT | Exception]
         try:
@@ -265,7 +290,7 @@ class Batcher(Generic[ItemT, ResultT]):
                 batch[0].entry.goes_alone = batch[0].entry.wants_device = True
                 self._put_back(batch)
                 return
-            results = [error]
+            results = [error.with_traceback(None)]
         except Exception as error:
             results = [error] * len(batch)
         else:
@@ -274,6 +299,7 @@ class Batcher(Generic[ItemT, ResultT]):
             device.budget = min(self.limits.budget, math.ceil(device.budget * RECOVERY))
         finally:
             device.inflight_batches -= 1
+            self._running -= cost
             self._paces[number].forget(ticket)
             if self._schedule.size:
                 self._changed.set()
@@ -346,6 +372,10 @@ class Batcher(Generic[ItemT, ResultT]):
 
     def _drain_s(self) -> float:
         """In how many seconds what waits now will have been worked off, by the rate of the latest batches."""
-        least, most = RETRY_AFTER_S
         rate = self._cost_per_s()
-        return min(most, max(least, self._schedule.cost / rate)) if rate else least
+        return _bounded(self._schedule.cost / rate if rate else 0.0)
+
+
+def _bounded(retry_after_s: float) -> float:
+    least, most = RETRY_AFTER_S
+    return min(most, max(least, retry_after_s))

@@ -22,6 +22,14 @@ class NotLoaded(Exception):
     """The model could not be loaded, for the reason that is given; it is tried again now and then."""
 
 
+class TooLate(Exception):
+    """What waits takes longer than this caller does. `retry_after_s`: seconds after which it might not."""
+
+    def __init__(self, retry_after_s: float) -> None:
+        super().__init__(f"too much is waiting for an answer in time; try again in {retry_after_s:.0f} s")
+        self.retry_after_s = retry_after_s
+
+
 class QueueFull(Exception):
     """More waits than may. `retry_after_s`: seconds after which it will have been worked off."""
 

@@ -48,15 +48,14 @@ class Guarded(ABC, Generic[ItemT]):
             return self._embed(items)
         except Exception as error:
             self._probe()
-            if _is_out_of_memory(error):
-                raise OutOfMemory(
-                    f"{self._measure(items)} are more than the memory of {self.device} holds"
-                ) from error
-            if len(items) == 1:
+            is_too_large, why = _is_out_of_memory(error), str(error)
+            if len(items) == 1 and not is_too_large:
                 logger.exception("%s failed on a sequence of %s", self.name, self._measure(items))
                 reason = f"the model failed on this sequence ({type(error).__name__})"
                 return [EmbeddingError(f"{reason}; the server's log has the details")]
-            logger.warning("%s failed on %d sequences: %s", self.name, len(items), error)
+        if is_too_large:  # raised behind the error, whose frames hold all that the failed pass has in memory
+            raise OutOfMemory(f"{self._measure(items)} are more than the memory of {self.device} holds")
+        logger.warning("%s failed on %d sequences: %s", self.name, len(items), why)
         half = len(items) // 2
         return self.embed(items[:half]) + self.embed(items[half:])
 

@@ -33,7 +33,7 @@ from models.bodies import JsonAlone
 from models.catalogue import Model
 from models.configs import CheckpointError
 from models.departures import EndForWhoLeft
-from models.failures import NoDevice, NotLoaded, QueueFull
+from models.failures import NoDevice, NotLoaded, QueueFull, TooLate
 from models.measures import Status, measures_of_process
 from models.schedule import Priority
 from models.statistics import Batch
@@ -51,7 +51,12 @@ QUEUE_BATCHES = 256  # full batches that may wait, unless the deployment says ot
 LOAD_AGAIN_S = 60.0
 WATCH_EVERY_S = 1.0
 HANGS_FOR_GOOD_S = 120.0  # behind the time in which a batch that takes long should be done
-_STATUS: dict[type[Exception], Status] = {QueueFull: "rejected", TimeoutError: "expired", NoDevice: "failure"}
+_STATUS: dict[type[Exception], Status] = {
+    QueueFull: "rejected",
+    TooLate: "rejected",
+    TimeoutError: "expired",
+    NoDevice: "failure",
+}
 EXIT_AFTER_S = 0.5  # in which those who are told that no device is left hear of it
 
 
@@ -203,7 +208,7 @@ def make_runner(model: Model | TextModel, tag: bentoml.Tag, options: RunnerOptio
                 good = [item for item in items if not isinstance(item, Exception)]
                 try:
                     computed = await self.batcher.run(good, priority, timeout_s, is_admitted)
-                except (QueueFull, NoDevice, TimeoutError) as error:
+                except (QueueFull, TooLate, NoDevice, TimeoutError) as error:
                     self.measures.note_call(model.name, _STATUS[type(error)], time.perf_counter() - started)
                     return encode_refusal(error)
                 trace_batches(computed)

@@ -87,6 +87,10 @@ class Schedule(Generic[ItemT]):
             heapq.heappop(self._heap)
         return self._heap[0][2] if self._heap else None
 
+    def cost_before(self, due: float) -> int:
+        """Of what goes before something that is due then. Looks at everything that waits."""
+        return sum(place[2].cost for place in self._heap if place[0] <= due and self._is_current(place))
+
     def pick(self, budget: int, max_items: int, holds_bulk_back: bool = False) -> list[Entry[ItemT]]:
         """The next entries in order, as much as the budget holds, one at least; one that goes alone, alone.
 

@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from models.failures import NoDevice, NotLoaded, QueueFull
+from models.failures import NoDevice, NotLoaded, QueueFull, TooLate
 
-Refusal = QueueFull | NoDevice | NotLoaded | TimeoutError
+Refusal = QueueFull | TooLate | NoDevice | NotLoaded | TimeoutError
 
 _HEADER_SIZE = struct.Struct("<I")
 
@@ -79,7 +79,7 @@ def encode_reply(
 
 def encode_refusal(error: Refusal) -> bytes:
     """Why a call was not answered at all."""
-    retry_after_s = error.retry_after_s if isinstance(error, QueueFull) else None
+    retry_after_s = error.retry_after_s if isinstance(error, QueueFull | TooLate) else None
     return b"".join(
         _encode_header({"refused": type(error).__name__, "why": str(error), "retry_after_s": retry_after_s})
     )
@@ -89,7 +89,7 @@ def decode_reply(data: bytes) -> Reply:
     """The reply in a body; its rows are views of the body, not copies.
 
     Raises:
-        QueueFull, NoDevice, NotLoaded, TimeoutError: the body says so.
+        QueueFull, TooLate, NoDevice, NotLoaded, TimeoutError: the body says so.
     """
     (size,) = _HEADER_SIZE.unpack_from(data)
     start = _HEADER_SIZE.size + size
@@ -99,6 +99,8 @@ def decode_reply(data: bytes) -> Reply:
             pass
         case "QueueFull":
             raise QueueFull(header["retry_after_s"])
+        case "TooLate":
+            raise TooLate(header["retry_after_s"])
         case "NoDevice":
             raise NoDevice(header["why"])
         case "NotLoaded":

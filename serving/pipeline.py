@@ -94,35 +94,35 @@ class Pipeline:
         """
         started = time.perf_counter()
         terms.ledger.begin("embedding", served.model.name)
+        request: _Request | None = None
         try:
             async with asyncio.timeout_at(terms.deadline):
                 await asyncio.sleep(0)  # a deadline that is over is noticed before anything is done
-                report = await self._run(served, proteins, options, sink, terms)
+                precision = (await served.describe())["precision"]
+                request = _Request(served, proteins, options, sink, precision, self.cache)
+                await self._run(request, terms)
         except TimeoutError:
             raise DeadlineExceeded(f"the request took over {time.perf_counter() - started:.3g} seconds") from None
+        finally:
+            # Behind the deadline: a Redis that takes its time makes no answer late that is there
+            if request is not None:
+                await request.flush()
+        report = request.report
         report.total_ms = (time.perf_counter() - started) * 1e3
         if len(report.errors) == len(proteins):
             raise InferenceFailed(next(iter(report.errors.values())))
         return report
 
-    async def _run(
-        self, served: ServedModel, proteins: Sequence[Protein], options: Options, sink: Sink, terms: Terms
-    ) -> Report:
-        precision = (await served.describe())["precision"]
-        request = _Request(served, proteins, options, sink, precision, self.cache)
-        with span("cache.lookup", {"pes.sequences": len(proteins)}):
+    async def _run(self, request: _Request, terms: Terms) -> None:
+        num_proteins = len(request.report.cached)
+        with span("cache.lookup", {"pes.sequences": num_proteins}):
             misses = await request.look_up()
         num_hits = sum(request.report.cached)
-        self.cache.count(served.model.name, num_hits, len(proteins) - num_hits)
-        terms.ledger.note_lookup(num_hits, len(proteins) - num_hits)
+        self.cache.count(request.served.model.name, num_hits, num_proteins - num_hits)
+        terms.ledger.note_lookup(num_hits, num_proteins - num_hits)
         if misses:
             await self._admit(terms, sum(request.num_tokens(place) for place in misses))
-            try:
-                await request.compute(misses, terms)
-            finally:
-                with span("cache.store"):
-                    await request.flush()
-        return request.report
+            await request.compute(misses, terms)
 
 
 class _Request:
@@ -191,8 +191,10 @@ class _Request:
     async def flush(self) -> None:
         """Writes what was computed to the cache."""
         unwritten, self._unwritten = self._unwritten, {}
-        # A sibling window's failure cancels this one; what is computed is to be kept all the same
-        await apart(self.cache.put_many(unwritten))
+        if unwritten:
+            with span("cache.store"):
+                # A sibling window's failure cancels this one; what is computed is to be kept all the same
+                await apart(self.cache.put_many(unwritten))
 
     async def _run(self, call: Call, clock: _Stopwatch, terms: Terms) -> None:
         with clock:

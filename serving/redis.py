@@ -16,10 +16,12 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import redis
 import redis.asyncio
+from redis.asyncio.connection import AbstractConnection, Connection, SSLConnection, UnixDomainSocketConnection
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
 from redis.retry import Retry
@@ -51,8 +53,41 @@ class RedisStartError(Exception):
     """The service's own Redis cannot be started; the message says why in one line."""
 
 
+class _Lost(AbstractConnection):
+    """uvloop says RuntimeError of a connection that was reset while it was idle. redis-py hands it out, as it sees
+    only those that the other side has ended, and does not take that for a matter of the connection."""
+
+    async def send_packed_command(self, command: bytes | str | Iterable[bytes], check_health: bool = True) -> None:
+        try:
+            await super().send_packed_command(command, check_health)
+        except RuntimeError as error:
+            raise redis.ConnectionError(str(error)) from error
+
+
+class _Tcp(_Lost, Connection):
+    pass
+
+
+class _Tls(_Lost, SSLConnection):
+    pass
+
+
+class _Unix(_Lost, UnixDomainSocketConnection):
+    pass
+
+
+_KINDS = {Connection: _Tcp, SSLConnection: _Tls, UnixDomainSocketConnection: _Unix}
+
+
 def connect(settings: Settings) -> redis.asyncio.Redis:
     """A client of this deployment's Redis; nothing is sent until it is used."""
+    client = _connect(settings)
+    pool = client.connection_pool
+    pool.connection_class = _KINDS[pool.connection_class]
+    return client
+
+
+def _connect(settings: Settings) -> redis.asyncio.Redis:
     # Once more where a connection was lost, as the server may have closed an idle one; not where it is slow
     retry = AsyncRetry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,))
     if settings.redis_url is None:

@@ -17,7 +17,7 @@ from urllib.parse import unquote, urlsplit
 import aiohttp
 from opentelemetry import propagate
 
-from models.failures import NoDevice, NotLoaded, QueueFull
+from models.failures import NoDevice, NotLoaded, QueueFull, TooLate
 from models.wire import Reply, decode_reply
 from serving.errors import (
     DeadlineExceeded,
@@ -80,7 +80,7 @@ class RunnerClient:
         """Embeddings of sequences; `form` says what is wanted of each, as the runner's engine understands it.
 
         Raises:
-            Overloaded: too much waits there.
+            Overloaded: too much waits there, or too much for an answer in time.
             RunnerUnavailable: it is not there, and does not come back in time.
             DeadlineExceeded: it took too long.
             InferenceFailed: it failed as a whole, or died of it; a sequence that fails alone is in the reply.
@@ -103,6 +103,9 @@ class RunnerClient:
                 self._full_until = self._now() + error.retry_after_s * FULL_SHARE
                 self._retry_after_s = error.retry_after_s
                 raise self._overloaded() from None
+            except TooLate as error:
+                late = f"too much waits for {self._name} to answer within {left_s:.3g} s"
+                raise Overloaded(late, error.retry_after_s) from None
             except NotLoaded as error:
                 raise ModelNotLoaded(str(error)) from None
             except TimeoutError:

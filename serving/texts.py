@@ -82,17 +82,29 @@ class TextPipeline:
         """
         started = time.perf_counter()
         terms.ledger.begin(served.model.kind, served.model.name)
+        misses: Sequence[Text] = ()
         try:
             async with asyncio.timeout_at(terms.deadline):
                 await asyncio.sleep(0)  # a deadline that is over is noticed before anything is done
-                report = await self._run(served, texts, options, terms)
+                request, description = await self._begin(served, texts, options)
+                misses = await self._look_up(request, len(texts), terms)
+                if misses:
+                    await self._admit(terms, sum(map(_guessed_tokens, misses)))
+                    await request.compute(misses, terms)
         except TimeoutError:
             raise DeadlineExceeded(f"the request took over {time.perf_counter() - started:.3g} seconds") from None
+        finally:
+            # Behind the deadline: a Redis that takes its time makes no answer late that is there
+            if misses:
+                with span("cache.store"):
+                    await request.store(misses)
+        report = request.report(description)
         return replace(report, total_ms=(time.perf_counter() - started) * 1e3)
 
-    async def _run(
-        self, served: ServedText, texts: Sequence[Text], options: TextOptions, terms: Terms
-    ) -> TextReport:
+    async def _begin(
+        self, served: ServedText, texts: Sequence[Text], options: TextOptions
+    ) -> tuple[_TextRequest, dict[str, Any]]:
+        """The request, and what its runner says of itself."""
         description = await served.describe()
         facts = description["facts"]
         if options.prompt_name is not None and options.prompt_name not in facts["prompts"]:
@@ -104,20 +116,16 @@ class TextPipeline:
             readable = _within(texts, facts["max_tokens"] * CHARACTERS_A_TOKEN, options.truncate)
             return _TextRequest(served, readable, options, description["precision"], self.cache)
 
-        request = await run_to_its_end(begin, size)
-        with span("cache.lookup", {"pes.texts": len(texts)}):
+        return await run_to_its_end(begin, size), description
+
+    async def _look_up(self, request: _TextRequest, num_texts: int, terms: Terms) -> Sequence[Text]:
+        """Those that the cache does not have."""
+        with span("cache.lookup", {"pes.texts": num_texts}):
             misses = await request.look_up()
         num_hits = sum(text in request.rows for text in request.texts)
-        self.cache.count(served.model.name, num_hits, len(texts) - num_hits)
-        terms.ledger.note_lookup(num_hits, len(texts) - num_hits)
-        if misses:
-            await self._admit(terms, sum(map(_guessed_tokens, misses)))
-            try:
-                await request.compute(misses, terms)
-            finally:
-                with span("cache.store"):
-                    await request.store(misses)
-        return request.report(description)
+        self.cache.count(request.served.model.name, num_hits, num_texts - num_hits)
+        terms.ledger.note_lookup(num_hits, num_texts - num_hits)
+        return misses
 
 
 class _TextRequest:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
+from functools import partial
 from typing import Any
 
 import psutil
@@ -22,6 +23,9 @@ logger = logging.getLogger(__name__)
 SWEEP_EVERY_S = 60.0
 COUNT_EVERY_S = 1.0
 MEASURE_EVERY_S = 5.0
+AGAIN_S = 1.0
+
+Work = Callable[[], Coroutine[Any, Any, None]]
 
 
 @contextlib.asynccontextmanager
@@ -31,14 +35,15 @@ async def running(gateway: Gateway) -> AsyncIterator[None]:
     At its end jobs are handed back, and runners and Redis are let go.
     """
     runners = [served.runner for served in gateway.models.all]
-    work = [_sweep_for_ever(gateway), _count_for_ever(gateway), _measure_for_ever(gateway)]
-    work += [_end_what_takes_too_long(gateway), gateway.health.listen(), *(runner.attend() for runner in runners)]
+    for_ever = (_sweep_for_ever, _count_for_ever, _measure_for_ever, _end_what_takes_too_long)
+    work: list[Work] = [partial(each, gateway) for each in for_ever]
+    work += [gateway.health.listen, *(runner.attend for runner in runners)]
     if gateway.settings.role != "api":
         jobs = gateway.jobs
         worker = JobWorker(jobs.queue, jobs.store, gateway.pipeline, gateway.models.by_name, jobs.measures)
-        work += [_until_closing(gateway, worker.run()) for _ in range(gateway.settings.job_concurrency)]
+        work += [partial(_until_closing, gateway, worker.run)] * gateway.settings.job_concurrency
     with told_to_end(gateway.is_closing):
-        tasks = [asyncio.create_task(each) for each in work]
+        tasks = [asyncio.create_task(_again_and_again(each)) for each in work]
         try:
             yield
         finally:
@@ -49,9 +54,19 @@ async def running(gateway: Gateway) -> AsyncIterator[None]:
             await asyncio.gather(gateway.client.aclose(), gateway.doorkeeper.limits.aclose())
 
 
-async def _until_closing(gateway: Gateway, work: Coroutine[Any, Any, None]) -> None:
+async def _again_and_again(work: Work) -> None:
+    """What fails as nobody has foreseen is told, and begun anew: nobody else would miss it."""
+    while True:
+        try:
+            return await work()
+        except Exception:
+            logger.exception("what goes on beside requests failed; it is begun anew in %g s", AGAIN_S)
+            await asyncio.sleep(AGAIN_S)
+
+
+async def _until_closing(gateway: Gateway, work: Work) -> None:
     """Jobs are handed back when the process is told to end, not when its last client has left."""
-    task, closing = asyncio.create_task(work), asyncio.create_task(gateway.is_closing.wait())
+    task, closing = asyncio.create_task(_again_and_again(work)), asyncio.create_task(gateway.is_closing.wait())
     try:
         await asyncio.wait([task, closing], return_when=asyncio.FIRST_COMPLETED)
     finally:

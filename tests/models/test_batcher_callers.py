@@ -6,8 +6,8 @@ import asyncio
 
 import pytest
 
-from models.batcher import RETRY_AFTER_S
-from models.failures import QueueFull
+from models.batcher import RETRY_AFTER_S, Batcher, Limits
+from models.failures import QueueFull, TooLate
 from tests.models.devices import Held, Numbers, results, running, settle
 from tests.models.simulation import Worker, ask, asked, lost_with, now, simulated, until, working
 
@@ -221,4 +221,62 @@ async def test_no_queue_is_too_long_by_default() -> None:
         busy = await asked(batcher, 10**5, 10**4)
         await until(1)
         assert await ask(batcher, 1) == [2]
+        await busy
+
+
+@pytest.mark.parametrize("timeout_s", [12, 30])
+@simulated
+async def test_twice_as_much_as_can_be_done_is_done_by_half_and_the_rest_is_refused(timeout_s: int) -> None:
+    """What expires while it runs would be computed for nobody, and so would everything behind it."""
+    batcher: Numbers = Batcher([Worker(rate=1e6)], lambda item: item // 1_000_000, Limits(budget=4))
+    await ask(batcher, 4_000_000)  # the rate is known
+    began = now()
+
+    async def ask_once(number: int) -> list[int | Exception] | Exception:
+        await until(began + number)
+        try:
+            return await ask(batcher, 2_000_000 + number, timeout_s=timeout_s)
+        except (TooLate, TimeoutError) as error:
+            return error
+
+    answers = await asyncio.gather(*(ask_once(number) for number in range(1000)))
+    await batcher.close()
+    kinds = [type(answer) for answer in answers]
+    assert kinds.count(list) >= 0.95 * 500
+    assert kinds.count(TimeoutError) <= 0.02 * 500
+
+
+@simulated
+async def test_who_comes_too_late_is_told_when_it_might_not_be() -> None:
+    async with working(Worker()) as batcher:
+        await ask(batcher, 10)
+        busy = [await asked(batcher, cost) for cost in (10, 9, 8, 7)]
+        large = [6, 5, 4]  # due behind them
+        for timeout_s, retry_after_s in ((48.9, 1), (30, 19), (15, 34)):
+            with pytest.raises(TooLate) as caught:
+                await ask(batcher, *large, timeout_s=timeout_s)
+            assert caught.value.retry_after_s == pytest.approx(retry_after_s, abs=0.2)
+        assert batcher.statistics.num_rejected_calls == 3
+        assert await ask(batcher, *large, timeout_s=49.1) == [12, 10, 8]
+        assert await asyncio.gather(*busy) == [[20], [18], [16], [14]]
+
+
+@simulated
+async def test_who_goes_first_is_not_too_late_for_what_comes_behind() -> None:
+    async with working(Worker()) as batcher:
+        await ask(batcher, 10)
+        busy = await asked(batcher, 10, *range(10, 0, -1))
+        assert await ask(batcher, 11, timeout_s=31) == [22]
+        assert now() <= 10 + 31
+        await busy
+
+
+@simulated
+async def test_who_is_let_in_before_or_has_too_little_time_by_himself_is_not_told_that_he_is_too_late() -> None:
+    async with working(Worker()) as batcher:
+        await ask(batcher, 10)
+        busy = await asked(batcher, 10, 9, 8)
+        for items, is_admitted in (((6, 5), True), ((12, 7), False), ((9,), False)):
+            with pytest.raises(TimeoutError):
+                await ask(batcher, *items, timeout_s=5, is_admitted=is_admitted)
         await busy

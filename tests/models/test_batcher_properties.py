@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.batcher import MAX_LOSSES, Batcher, Limits, Outcome
-from models.failures import DeviceLost, NoDevice, OutOfMemory, QueueFull
+from models.failures import DeviceLost, NoDevice, OutOfMemory, QueueFull, TooLate
 from models.schedule import DELAYS_S, STRETCH, Priority
 from tests.models.devices import Numbers
 from tests.models.simulation import Batch, SimulatedLoop, Worker, ask, now, simulate, until
@@ -128,11 +128,12 @@ def lost_batches(worker: Worker) -> list[Batch]:
 class Asked:
     """A call that was made, when, and what became of it.
 
-    met_full_queue, met_no_device: as it came.
+    met_queue, met_full_queue, met_no_device: as it came.
     """
 
     call: Call
     at: float
+    met_queue: bool
     met_full_queue: bool
     met_no_device: bool
     answer: Answered | None = None
@@ -180,7 +181,9 @@ class Play:
         before = self.batcher.statistics
         was_full = before.queue_cost >= self.scenario.limits.max_queue_cost
         is_refused = was_full and bool(call.items) and not call.is_admitted
-        asked = Asked(call, now(), is_refused, all(device.is_lost for device in before.devices))
+        asked = Asked(
+            call, now(), before.queue_cost > 0, is_refused, all(device.is_lost for device in before.devices)
+        )
         self.asked.append(asked)
         try:
             asked.answer = await self.batcher.run(call.items, call.priority, call.timeout_s, call.is_admitted)
@@ -213,7 +216,7 @@ class Play:
             self.check_answer(asked)
         statistics = self.batcher.statistics
         answers = [asked.answer for asked in self.asked]
-        assert statistics.num_rejected_calls == sum(isinstance(answer, QueueFull) for answer in answers)
+        assert statistics.num_rejected_calls == sum(isinstance(answer, QueueFull | TooLate) for answer in answers)
         assert statistics.num_expired_calls == sum(isinstance(answer, TimeoutError) for answer in answers)
         assert (statistics.queue_items, statistics.queue_cost) == (0, 0)
         assert len(self.last_losses) == all(device.is_lost for device in statistics.devices)
@@ -231,6 +234,11 @@ class Play:
             assert isinstance(answer, NoDevice)
         match answer:
             case QueueFull(retry_after_s=retry_after_s):
+                assert 1 <= retry_after_s <= 60
+            case TooLate(retry_after_s=retry_after_s):
+                assert asked.met_queue
+                assert call.timeout_s is not None
+                assert not call.is_admitted
                 assert 1 <= retry_after_s <= 60
             case NoDevice():
                 assert self.last_losses

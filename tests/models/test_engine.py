@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -159,6 +161,29 @@ def test_a_sequence_that_memory_does_not_hold_is_told_its_length(
     monkeypatch.setattr(mini, "encoder", Small(mini.encoder, 50, complain))
     with pytest.raises(OutOfMemory, match="100 residues are more than the memory of cpu holds"):
         mini.embed([Item("S" * 100, True, "float32")])
+
+
+async def test_a_sequence_that_memory_does_not_hold_keeps_nothing_of_what_was_tried(
+    mini: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its error is a result, which lives until all of its call is answered."""
+    tried: list[weakref.ref[Tensor]] = []
+
+    def complain() -> None:
+        activations = torch.empty(1000)
+        tried.append(weakref.ref(activations))
+        as_cuda_says()
+
+    monkeypatch.setattr(mini, "encoder", Small(mini.encoder, 50, complain))
+    batcher: Batcher[Item, np.ndarray] = Batcher([mini.embed], mini.cost, Limits(mini.budget))
+    gc.disable()  # what only the collector finds is kept for long
+    try:
+        (outcome,) = await batcher.run([Item("S" * 100, True, "float32")])
+        assert isinstance(outcome.result, OutOfMemory)
+        assert [one() for one in tried] == [None]
+    finally:
+        gc.enable()
+        await batcher.close()
 
 
 def test_a_device_that_is_silent_behind_want_of_memory_is_lost(

@@ -8,7 +8,7 @@ import struct
 import numpy as np
 import pytest
 
-from models.failures import NoDevice, QueueFull
+from models.failures import NoDevice, QueueFull, TooLate
 from models.wire import Refusal, Reply, decode_reply, encode_refusal, encode_reply
 
 
@@ -100,7 +100,7 @@ def test_a_full_queue_arrives_with_the_time_to_wait() -> None:
 
 
 @pytest.mark.parametrize(
-    "error", [NoDevice("the last device was lost: 日本"), TimeoutError("after 3 s"), TimeoutError()]
+    "error", [NoDevice("the last device was lost: 日本"), TooLate(3.0), TimeoutError("after 3 s"), TimeoutError()]
 )
 def test_a_refusal_arrives_as_it_was_raised(error: Refusal) -> None:
     with pytest.raises(type(error)) as caught:

@@ -228,6 +228,23 @@ async def test_a_request_has_a_deadline_and_the_next_one_is_answered(
     assert embeddings[0][0] == 5
 
 
+async def test_an_answer_that_is_there_is_not_late_for_a_redis_that_is(
+    pipeline: Pipeline, served: ServedModel, cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_many = cache.put_many
+
+    async def take_a_while(embeddings: Mapping[str, np.ndarray]) -> None:
+        await asyncio.sleep(1)
+        await put_many(embeddings)
+
+    await served.describe()
+    monkeypatch.setattr(cache, "put_many", take_a_while)
+    embeddings, _ = await run(pipeline, served, "MKTAY", terms=within(0.5))
+    assert embeddings[0][0] == 5
+    _, report = await run(pipeline, served, "MKTAY")
+    assert report.cached == [True]
+
+
 async def test_a_request_that_is_given_up_leaves_its_sink_alone(pipeline: Pipeline, served: ServedModel) -> None:
     class SlowSink(MemorySink):
         is_busy = False

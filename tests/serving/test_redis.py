@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
+import re
 import signal
+import socket
+import struct
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
+import uvloop
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
@@ -127,3 +135,59 @@ def test_a_machine_without_redis_is_told_what_to_do(
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(RedisStartError, match="set REDIS_URL"):
         EmbeddedRedis(data_dir, max_memory_mb=64).start()
+
+
+class Reset:
+    """Passes bytes on between a port of its own and another, until it resets all connections."""
+
+    def __init__(self, target: int) -> None:
+        self._target = target
+        self._near: list[socket.socket] = []
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):  # closed
+            while True:
+                near, _ = self._listener.accept()
+                far = socket.create_connection(("127.0.0.1", self._target))
+                self._near.append(near)
+                for ends in ((near, far), (far, near)):
+                    threading.Thread(target=self._carry, args=ends, daemon=True).start()
+
+    @staticmethod
+    def _carry(source: socket.socket, sink: socket.socket) -> None:
+        with contextlib.suppress(OSError), source, sink:
+            while data := source.recv(65_536):
+                sink.sendall(data)
+
+    def reset_all(self) -> None:
+        for near in self._near:
+            near.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            near.shutdown(socket.SHUT_RD)  # whoever reads from it lets go of it, which closes it
+        self._near.clear()
+
+    def close(self) -> None:
+        self._listener.close()
+
+
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
+def test_connections_that_were_reset_while_they_were_idle_are_made_anew(
+    run: Callable[[Coroutine[Any, Any, None]], None], tcp_redis_url: str, data_dir: Path
+) -> None:
+    """As a firewall on the way does it."""
+    way = Reset(int(tcp_redis_url.rpartition(":")[2].partition("/")[0]))
+    url = re.sub(r":\d+/", f":{way.port}/", tcp_redis_url)
+
+    async def ask_three_times() -> None:
+        client = connect(Settings(redis_url=url, data_dir=data_dir))
+        await client.set("a", 1)
+        for _ in range(3):
+            assert await asyncio.gather(*(client.get("a") for _ in range(4))) == [b"1"] * 4
+            way.reset_all()
+            await asyncio.sleep(0.1)
+        await client.aclose()
+
+    run(ask_three_times())
+    way.close()

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from aiohttp import web
 
-from models.failures import NoDevice, QueueFull
+from models.failures import NoDevice, QueueFull, TooLate
 from models.wire import Refusal, Reply, encode_refusal, encode_reply
 from serving import runner_client
 from serving.errors import DeadlineExceeded, InferenceFailed, Overloaded, RunnerUnavailable
@@ -264,6 +264,14 @@ async def test_a_runner_that_lost_its_devices_is_called_again(client: RunnerClie
     server.embed = once(refuse(NoDevice("the last device was lost")), server)
     assert (await client.embed(["M"], POOLED, within())).lengths == [1]
     assert len(server.requests) == 2
+
+
+async def test_who_comes_too_late_is_told_and_nobody_else(client: RunnerClient, server: Server) -> None:
+    server.embed = refuse(TooLate(3.5))
+    with pytest.raises(Overloaded, match=r"too much waits for runner_x to answer within \d.* s; try again in 4 s"):
+        await client.embed(["M"], POOLED, within())
+    server.embed = server.answer
+    assert (await client.embed(["M"], POOLED, within())).lengths == [1], "others may have more time"
 
 
 async def test_a_full_queue_is_told_with_the_time_to_wait(

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from serving import upkeep
+from serving.cache import Cache
 from serving.gateway import Gateway
 from serving.jobs.service import JobService
+from serving.jobs.worker import JobWorker
 from serving.runners import ServedModel
 from serving.settings import Settings
 from serving.upkeep import running
@@ -39,3 +41,40 @@ async def test_jobs_are_swept_where_outputs_cannot_be(
     async with asyncio.timeout(30), running(gateway):
         await is_enough.wait()
     assert "outputs cannot be swept" in caplog.text
+
+
+async def test_what_fails_unforeseen_is_told_and_begun_anew(
+    served: ServedModel,
+    redis_url: str,
+    data_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Beside requests and under jobs; the others go on meanwhile."""
+    num_counted, num_worked, is_enough = 0, 0, asyncio.Event()
+
+    async def count(_: Cache) -> None:
+        nonlocal num_counted
+        num_counted += 1
+        if min(num_counted, num_worked) >= 3:
+            is_enough.set()
+        raise RuntimeError("nobody thought of it")
+
+    async def work(_: JobWorker) -> None:
+        nonlocal num_worked
+        num_worked += 1
+        raise RuntimeError("nor of that")
+
+    monkeypatch.setattr(Cache, "write_counts", count)
+    monkeypatch.setattr(JobWorker, "run", work)
+    monkeypatch.setattr(upkeep, "COUNT_EVERY_S", 0.0)
+    monkeypatch.setattr(upkeep, "AGAIN_S", 0.01)
+    gateway = Gateway.build(Settings(redis_url=redis_url, data_dir=data_dir), {"esm2_mini": served})
+    async with asyncio.timeout(30):
+        with pytest.raises(RuntimeError, match="nobody thought of it"):  # of the last counts, at the end
+            async with running(gateway):
+                await is_enough.wait()
+    assert "nobody thought of it" in caplog.text
+    assert "nor of that" in caplog.text
+    await gateway.client.aclose()
+    await gateway.doorkeeper.limits.aclose()
