@@ -27,6 +27,7 @@ CLOSED = "the batcher was closed"
 MAX_LOSSES = 2  # devices that may be lost with an item on them before the item is held to be the cause
 RECOVERY = 1.05  # by which a budget that memory has cut grows with every batch that fits
 VISIT_S = 10.0  # after somebody's call, in which he may come again: batches of bulk work stay small for so long
+PUNCTUAL_SHARE = 0.8  # of a caller's time, in which it is to be answered as far as can be foreseen
 RETRY_AFTER_S = (1.0, 60.0)  # the least and the most that a caller is told to wait
 
 
@@ -144,8 +145,9 @@ class Batcher(Generic[ItemT, ResultT]):
             numbers = range(len(self._statistics.devices))
             callers = [number for number in numbers for _ in range(self._crew.num_callers)]
             self._loops = [asyncio.create_task(self._drain(number)) for number in callers]
-        works = self._enter_all(items, priority)
         started = asyncio.get_running_loop().time()
+        deadline = math.inf if timeout_s is None else started + timeout_s
+        works = self._enter_all(items, priority, deadline)
         try:
             async with asyncio.timeout(timeout_s):
                 outcomes = await asyncio.gather(*(asyncio.shield(work.outcome) for work in works))
@@ -187,7 +189,7 @@ class Batcher(Generic[ItemT, ResultT]):
         """
         rate = self._cost_per_s()
         own = sum(self._cost(item) for item in items if item not in self._works)
-        has_time_for = timeout_s * rate
+        has_time_for = PUNCTUAL_SHARE * timeout_s * rate
         if not rate or not own or own > has_time_for or self._running + self._schedule.cost + own <= has_time_for:
             return
         due = asyncio.get_running_loop().time() + DELAYS_S[priority] + STRETCH * own / rate
@@ -198,7 +200,9 @@ class Batcher(Generic[ItemT, ResultT]):
             self._statistics.num_rejected_calls += 1
             raise TooLate(_bounded(late / rate))
 
-    def _enter_all(self, items: Sequence[ItemT], priority: Priority) -> list[_Work[ItemT, ResultT]]:
+    def _enter_all(
+        self, items: Sequence[ItemT], priority: Priority, deadline: float
+    ) -> list[_Work[ItemT, ResultT]]:
         """Each item is due after STRETCH times what the devices need for the call up to there.
 
         So a small call goes before what a large one has just put in, and after what it put in long ago.
@@ -216,9 +220,12 @@ class Batcher(Generic[ItemT, ResultT]):
             work = self._works.get(item)
             if work is not None:
                 self._statistics.num_joined += 1
-                self._schedule.join(work.entry, due, is_bulk)
+                self._schedule.join(work.entry, due, is_bulk, deadline)
             else:
-                work = _Work(Entry(item, cost, now, due, is_bulk), asyncio.get_running_loop().create_future())
+                work = _Work(
+                    Entry(item, cost, now, due, is_bulk, deadline=deadline),
+                    asyncio.get_running_loop().create_future(),
+                )
                 self._works[item] = work
                 self._schedule.put(work.entry)
             works.append(work)
@@ -244,9 +251,12 @@ class Batcher(Generic[ItemT, ResultT]):
             elif full_at is not None:
                 await self._look_again(full_at)
             else:
-                has_visitors = asyncio.get_running_loop().time() < self._visited_until
+                now = asyncio.get_running_loop().time()
                 room, part = self._crew.room(device, self._schedule)
-                entries = self._schedule.pick(room, self.limits.max_items, has_visitors)
+                num_beside = 1 if part == "all" else self._crew.num_callers
+                cost = num_beside * min(room, self._schedule.cost)
+                ends_at = now + cost / device.cost_per_s if device.cost_per_s else -math.inf
+                entries = self._schedule.pick(room, self.limits.max_items, now < self._visited_until, ends_at)
                 await self._run(number, [self._works[entry.item] for entry in entries], part)
 
     def _waits_for_company_until(self, device: DeviceStatistics) -> float | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import math
 from dataclasses import dataclass, field
 from typing import Generic, Literal, TypeVar
 
@@ -29,7 +30,8 @@ BULK_SHARE = 0.5
 class Entry(Generic[ItemT]):
     """One item that waits, and for how many callers.
 
-    cost: in tokens' worth of arithmetic. arrived, due: on the caller's clock, in seconds.
+    cost: in tokens' worth of arithmetic. arrived, due, deadline: on the caller's clock, in seconds; nobody waits
+    for it any more behind the last.
     goes_alone: in a batch of its own. wants_device: and on a device that computes nothing else meanwhile.
     """
 
@@ -39,6 +41,7 @@ class Entry(Generic[ItemT]):
     due: float
     is_bulk: bool = False
     num_callers: int = 1
+    deadline: float = math.inf
     goes_alone: bool = False
     wants_device: bool = False
     is_waiting: bool = field(default=False, init=False)
@@ -61,9 +64,10 @@ class Schedule(Generic[ItemT]):
         self.size += 1
         self._place(entry)
 
-    def join(self, entry: Entry[ItemT], due: float, is_bulk: bool = False) -> None:
+    def join(self, entry: Entry[ItemT], due: float, is_bulk: bool = False, deadline: float = math.inf) -> None:
         """One more caller for an entry, which goes as early as the most urgent of them wants."""
         entry.num_callers += 1
+        entry.deadline = max(entry.deadline, deadline)
         entry.is_bulk &= is_bulk
         if due < entry.due:
             entry.due = due
@@ -91,15 +95,23 @@ class Schedule(Generic[ItemT]):
         """Of what goes before something that is due then. Looks at everything that waits."""
         return sum(place[2].cost for place in self._heap if place[0] <= due and self._is_current(place))
 
-    def pick(self, budget: int, max_items: int, holds_bulk_back: bool = False) -> list[Entry[ItemT]]:
+    def pick(
+        self, budget: int, max_items: int, holds_bulk_back: bool = False, ends_at: float = -math.inf
+    ) -> list[Entry[ItemT]]:
         """The next entries in order, as much as the budget holds, one at least; one that goes alone, alone.
 
         Bulk work joins others up to BULK_SHARE of the budget, and when it is held back has no more by itself.
+        For what nobody waits until `ends_at` is passed over, unless nothing else waits.
         """
         batch: list[Entry[ItemT]] = []
+        passed: list[Entry[ItemT]] = []
         spent = 0
         is_bulk = True
         while (entry := self.first()) is not None:
+            if entry.deadline < ends_at:
+                heapq.heappop(self._heap)
+                passed.append(entry)
+                continue
             is_among_bulk = is_bulk and not holds_bulk_back
             room = budget if is_among_bulk or not entry.is_bulk else BULK_SHARE * budget
             if batch and (
@@ -111,7 +123,9 @@ class Schedule(Generic[ItemT]):
             heapq.heappop(self._heap)
             self._take(entry)
             batch.append(entry)
-        return batch
+        for entry in passed:
+            self._place(entry)
+        return batch or (self.pick(budget, max_items, holds_bulk_back) if passed else [])
 
     def take_all(self) -> list[Entry[ItemT]]:
         """Everything that waits, in order."""

@@ -32,6 +32,34 @@ def test_what_is_due_together_goes_as_it_came() -> None:
     assert picked(schedule) == "ghijabcdef"
 
 
+def test_what_nobody_waits_for_until_then_is_passed_over_and_keeps_its_turn() -> None:
+    schedule, (first, second, _) = filled(("a", 3, 1), ("b", 4, 2), ("c", 5, 3))
+    first.deadline, second.deadline = 9, 10
+    assert [entry.item for entry in schedule.pick(8, 100, ends_at=10)] == ["b"]
+    assert (schedule.size, schedule.cost) == (2, 8)
+    assert picked(schedule, budget=7) == "a"
+    schedule.put(first)
+    assert [entry.item for entry in schedule.pick(8, 100, ends_at=10)] == ["c"]
+    assert [entry.item for entry in schedule.pick(8, 100, ends_at=10)] == ["a"], "nothing else waits"
+    assert schedule.pick(8, 100, ends_at=10) == []
+
+
+def test_whoever_joins_may_wait_for_longer() -> None:
+    schedule, (first, _) = filled(("a", 3, 1), ("b", 4, 2))
+    first.deadline = 9
+    schedule.join(first, due=5, deadline=8)
+    assert first.deadline == 9
+    schedule.join(first, due=5, deadline=10)
+    assert [entry.item for entry in schedule.pick(3, 100, ends_at=10)] == ["a"]
+
+
+def test_what_goes_before_a_time_is_what_is_due_until_then() -> None:
+    schedule, (first, *_) = filled(("a", 3, 1), ("b", 4, 2), ("c", 5, 3))
+    assert [schedule.cost_before(due) for due in (0.5, 1, 2.5, 3)] == [0, 3, 7, 12]
+    schedule.leave(first)
+    assert schedule.cost_before(3) == 9
+
+
 def test_a_batch_holds_what_the_budget_does_and_skips_nothing() -> None:
     schedule, _ = filled(("a", 3, 1), ("b", 4, 2), ("c", 4, 3), ("d", 1, 4))
     assert picked(schedule, budget=7) == "ab"
