@@ -18,6 +18,7 @@ from typing import Generic
 
 from models.crew import Crew, Device, ItemT, Part, ResultT
 from models.failures import DeviceLost, NoDevice, OutOfMemory, QueueFull, TooLate
+from models.forecast import Forecast
 from models.schedule import DELAYS_S, STRETCH, Entry, Priority, Schedule
 from models.statistics import Batch, DeviceStatistics, Pace, Statistics
 
@@ -27,8 +28,6 @@ CLOSED = "the batcher was closed"
 MAX_LOSSES = 2  # devices that may be lost with an item on them before the item is held to be the cause
 RECOVERY = 1.05  # by which a budget that memory has cut grows with every batch that fits
 VISIT_S = 10.0  # after somebody's call, in which he may come again: batches of bulk work stay small for so long
-PUNCTUAL_SHARE = 0.8  # of a caller's time, in which it is to be answered as far as can be foreseen
-RETRY_AFTER_S = (1.0, 60.0)  # the least and the most that a caller is told to wait
 
 
 @dataclass(frozen=True)
@@ -103,11 +102,11 @@ class Batcher(Generic[ItemT, ResultT]):
         self._schedule: Schedule[ItemT] = Schedule()
         self._works: dict[ItemT, _Work[ItemT, ResultT]] = {}  # what may be joined
         self._statistics = Statistics([DeviceStatistics(limits.budget) for _ in devices])
+        self._forecast = Forecast(self._statistics, self._schedule)
         self._paces = [Pace() for _ in devices]
         self._changed = asyncio.Event()  # set when a device that waits has reason to look again
         self._crew = Crew(devices, num_callers, shares)
         self._loops: list[asyncio.Task[None]] = []
-        self._running = 0  # cost of the batches that are under way
         self._visited_until = -math.inf
         self._last_loss = "no device is lost"
         self._is_closed = False
@@ -134,11 +133,11 @@ class Batcher(Generic[ItemT, ResultT]):
         """
         if self._is_closed:
             return [Outcome(RuntimeError(CLOSED)) for _ in items]
-        if not self._live():
+        if not self._statistics.live:
             raise NoDevice(self._last_loss)
         if not is_admitted and items and self._schedule.cost >= self.limits.max_queue_cost:
             self._statistics.num_rejected_calls += 1
-            raise QueueFull(self._drain_s())
+            raise QueueFull(self._forecast.drain_s())
         if not is_admitted and timeout_s is not None:
             self._check_time(items, priority, timeout_s)
         if not self._loops:
@@ -184,21 +183,21 @@ class Batcher(Generic[ItemT, ResultT]):
         """Who cannot be answered in time is told at once. What expired while it ran would be computed for nobody.
 
         Raises:
-            TooLate: by the rate of the latest batches, what runs, what goes before, and the batch that it is in
-                take longer. Not where that is due to the call itself.
+            TooLate: what goes before takes too long, as far as can be foreseen.
         """
-        rate = self._cost_per_s()
         own = sum(self._cost(item) for item in items if item not in self._works)
-        has_time_for = PUNCTUAL_SHARE * timeout_s * rate
-        if not rate or not own or own > has_time_for or self._running + self._schedule.cost + own <= has_time_for:
+        if self._forecast.has_time(own, timeout_s):
             return
-        due = asyncio.get_running_loop().time() + DELAYS_S[priority] + STRETCH * own / rate
-        before = self._schedule.cost_before(due)
-        beside = min(sum(device.budget for device in self._live()), self._schedule.cost - before + own)
-        late = self._running + before + max(own, beside) - has_time_for
-        if before and late > 0:
+        retry_after_s = self._forecast.late_s(own, self._due(priority, own), timeout_s)
+        if retry_after_s is not None:
             self._statistics.num_rejected_calls += 1
-            raise TooLate(_bounded(late / rate))
+            raise TooLate(retry_after_s)
+
+    def _due(self, priority: Priority, ahead: int) -> float:
+        """When an item is due that is this far into a call, its own cost included."""
+        rate = self._forecast.cost_per_s
+        now = asyncio.get_running_loop().time()
+        return now + DELAYS_S[priority] + (STRETCH * ahead / rate if rate else 0.0)
 
     def _enter_all(
         self, items: Sequence[ItemT], priority: Priority, deadline: float
@@ -208,7 +207,6 @@ class Batcher(Generic[ItemT, ResultT]):
         So a small call goes before what a large one has just put in, and after what it put in long ago.
         """
         now = asyncio.get_running_loop().time()
-        rate = self._cost_per_s()
         works: list[_Work[ItemT, ResultT]] = []
         ahead, is_bulk = 0, priority == "bulk"
         if not is_bulk:
@@ -216,7 +214,7 @@ class Batcher(Generic[ItemT, ResultT]):
         for item in items:
             cost = self._cost(item)
             ahead += cost
-            due = now + DELAYS_S[priority] + (STRETCH * ahead / rate if rate else 0.0)
+            due = self._due(priority, ahead)
             work = self._works.get(item)
             if work is not None:
                 self._statistics.num_joined += 1
@@ -254,8 +252,7 @@ class Batcher(Generic[ItemT, ResultT]):
                 now = asyncio.get_running_loop().time()
                 room, part = self._crew.room(device, self._schedule)
                 num_beside = 1 if part == "all" else self._crew.num_callers
-                cost = num_beside * min(room, self._schedule.cost)
-                ends_at = now + cost / device.cost_per_s if device.cost_per_s else -math.inf
+                ends_at = self._forecast.end_of_batch(device, now, room, num_beside)
                 entries = self._schedule.pick(room, self.limits.max_items, now < self._visited_until, ends_at)
                 await self._run(number, [self._works[entry.item] for entry in entries], part)
 
@@ -283,7 +280,7 @@ class Batcher(Generic[ItemT, ResultT]):
         if not device.inflight_batches:
             self._paces[number].start(began)
         device.inflight_batches += 1
-        self._running += cost
+        self._forecast.running += cost
         ticket = self._paces[number].expect(cost, began, device.cost_per_s)
         results: Sequence[ResultT | Exception]
         try:
@@ -300,7 +297,7 @@ class Batcher(Generic[ItemT, ResultT]):
                 batch[0].entry.goes_alone = batch[0].entry.wants_device = True
                 self._put_back(batch)
                 return
-            results = [error.with_traceback(None)]
+            results = [error.with_traceback(None)]  # whose frames a result would keep until its call is answered
         except Exception as error:
             results = [error] * len(batch)
         else:
@@ -309,7 +306,7 @@ class Batcher(Generic[ItemT, ResultT]):
             device.budget = min(self.limits.budget, math.ceil(device.budget * RECOVERY))
         finally:
             device.inflight_batches -= 1
-            self._running -= cost
+            self._forecast.running -= cost
             self._paces[number].forget(ticket)
             if self._schedule.size:
                 self._changed.set()
@@ -334,14 +331,14 @@ class Batcher(Generic[ItemT, ResultT]):
     def _set_aside(self, number: int, batch: list[_Work[ItemT, ResultT]], error: DeviceLost) -> None:
         """The others go on with what the device held. Where none is left, whoever waits is told."""
         device = self._statistics.devices[number]
-        was_last = not device.is_lost and len(self._live()) == 1
+        was_last = not device.is_lost and len(self._statistics.live) == 1
         device.is_lost = True
         self._last_loss = f"the last device was lost: {error}"
-        logger.critical("device %d is lost: %s; %d are left", number, error, len(self._live()))
+        logger.critical("device %d is lost: %s; %d are left", number, error, len(self._statistics.live))
         for work in batch:
             work.num_losses += 1
             work.entry.goes_alone = True  # from now on, so that it takes nobody along if it is the cause
-        guilty = [work for work in batch if work.num_losses >= MAX_LOSSES and self._live()]
+        guilty = [work for work in batch if work.num_losses >= MAX_LOSSES and self._statistics.live]
         for work in guilty:
             self._resolve(work, Outcome(error, number))
         self._put_back([work for work in batch if work not in guilty])
@@ -354,7 +351,7 @@ class Batcher(Generic[ItemT, ResultT]):
         for work in batch:
             if not work.entry.num_callers:
                 self._abandon(work)
-            elif not self._live():  # the calls that wait for it fail as a whole
+            elif not self._statistics.live:  # the calls that wait for it fail as a whole
                 del self._works[work.entry.item]
                 work.outcome.set_exception(NoDevice(self._last_loss))
             elif self._is_closed:
@@ -373,19 +370,3 @@ class Batcher(Generic[ItemT, ResultT]):
             del self._works[item]
         else:
             asyncio.get_running_loop().call_later(self.limits.linger_s, self._works.pop, item, None)
-
-    def _live(self) -> list[DeviceStatistics]:
-        return [device for device in self._statistics.devices if not device.is_lost]
-
-    def _cost_per_s(self) -> float:
-        return sum(device.cost_per_s for device in self._live())
-
-    def _drain_s(self) -> float:
-        """In how many seconds what waits now will have been worked off, by the rate of the latest batches."""
-        rate = self._cost_per_s()
-        return _bounded(self._schedule.cost / rate if rate else 0.0)
-
-
-def _bounded(retry_after_s: float) -> float:
-    least, most = RETRY_AFTER_S
-    return min(most, max(least, retry_after_s))

@@ -33,8 +33,8 @@ class Statistics:
 
     num_joined: items that were queued, running or just done for another caller. num_abandoned: that nobody wanted
     any more when their turn came. num_split: batches that were cut for want of memory. num_expired_calls: that ran
-    out of time. num_rejected_calls: that met a full queue. num_calls: that were answered, call_s: and in how many
-    seconds, one by one. busy_s: during which a device was at work, one by one too.
+    out of time. num_rejected_calls: that met a full queue, or came too late. num_calls: that were answered,
+    call_s: and in how many seconds, one by one. busy_s: during which a device was at work, one by one too.
     """
 
     devices: list[DeviceStatistics]
@@ -52,6 +52,11 @@ class Statistics:
     queue_items: int = 0
     queue_cost: int = 0
     inflight_batches: int = 0
+
+    @property
+    def live(self) -> list[DeviceStatistics]:
+        """The devices that are left."""
+        return [device for device in self.devices if not device.is_lost]
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from types import MappingProxyType
 
 from models.catalogue import UnknownModel
 from models.text.model import Kind
@@ -22,8 +21,8 @@ class Lineup:
     """
 
     proteins: Mapping[str, ServedModel]
-    texts: Mapping[str, ServedText] = field(default_factory=lambda: MappingProxyType({}))
-    wanted: Mapping[Kind, str | None] = field(default_factory=lambda: MappingProxyType({}))
+    texts: Mapping[str, ServedText] = field(default_factory=dict)
+    wanted: Mapping[Kind, str | None] = field(default_factory=dict)
 
     @property
     def default_protein(self) -> str:
@@ -98,6 +97,7 @@ class Lineup:
             raise UnknownModel(name, [*self.proteins, *self.texts]) from None
 
     def names_of(self, kind: Kind) -> list[str]:
+        """Of the text models of a kind."""
         return [name for name, served in self.texts.items() if served.model.kind == kind]
 
     @property

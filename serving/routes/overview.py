@@ -99,11 +99,10 @@ async def ready(response: Response, gateway: Annotated[Gateway, Depends(gateway_
 async def models(gateway: Annotated[Gateway, Depends(gateway_of)]) -> dict[str, Any]:
     """Names by what the models are for, and every model under its own name: parameters, device, dtype and more."""
     asked = await ask_all(gateway)
-    embedders = [name for name, served in gateway.models.texts.items() if served.model.kind == "embedding"]
     listed: dict[str, Any] = {
-        "embedding_models": [*embedders, *gateway.models.proteins],
-        "reranking_models": [n for n, s in gateway.models.texts.items() if s.model.kind == "reranking"],
-        "classification_models": [n for n, s in gateway.models.texts.items() if s.model.kind == "classification"],
+        "embedding_models": [*gateway.models.names_of("embedding"), *gateway.models.proteins],
+        "reranking_models": gateway.models.names_of("reranking"),
+        "classification_models": gateway.models.names_of("classification"),
     }
     return listed | {one.name: _describe(one) for one in asked}
 

@@ -6,8 +6,9 @@ import asyncio
 
 import pytest
 
-from models.batcher import RETRY_AFTER_S, Batcher, Limits
+from models.batcher import Batcher, Limits
 from models.failures import QueueFull, TooLate
+from models.forecast import RETRY_AFTER_S
 from tests.models.devices import Held, Numbers, results, running, settle
 from tests.models.simulation import Worker, ask, asked, lost_with, now, simulated, until, working
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -17,12 +18,16 @@ from serving.settings import Settings
 from serving.upkeep import running
 
 
+@pytest.fixture
+async def gateway(served: ServedModel, redis_url: str, data_dir: Path) -> AsyncIterator[Gateway]:
+    gateway = Gateway.build(Settings(redis_url=redis_url, data_dir=data_dir), {"esm2_mini": served})
+    yield gateway
+    await gateway.client.aclose()
+    await gateway.doorkeeper.limits.aclose()
+
+
 async def test_jobs_are_swept_where_outputs_cannot_be(
-    served: ServedModel,
-    redis_url: str,
-    data_dir: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Again and again; it is said what cannot be."""
     num_swept, is_enough, sweep = 0, asyncio.Event(), JobService.sweep
@@ -36,7 +41,6 @@ async def test_jobs_are_swept_where_outputs_cannot_be(
 
     monkeypatch.setattr(JobService, "sweep", count)
     monkeypatch.setattr(upkeep, "SWEEP_EVERY_S", 0.01)
-    gateway = Gateway.build(Settings(redis_url=redis_url, data_dir=data_dir), {"esm2_mini": served})
     gateway.outputs.folder.rmdir()
     async with asyncio.timeout(30), running(gateway):
         await is_enough.wait()
@@ -44,11 +48,7 @@ async def test_jobs_are_swept_where_outputs_cannot_be(
 
 
 async def test_what_fails_unforeseen_is_told_and_begun_anew(
-    served: ServedModel,
-    redis_url: str,
-    data_dir: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Beside requests and under jobs; the others go on meanwhile."""
     num_counted, num_worked, is_enough = 0, 0, asyncio.Event()
@@ -69,12 +69,9 @@ async def test_what_fails_unforeseen_is_told_and_begun_anew(
     monkeypatch.setattr(JobWorker, "run", work)
     monkeypatch.setattr(upkeep, "COUNT_EVERY_S", 0.0)
     monkeypatch.setattr(upkeep, "AGAIN_S", 0.01)
-    gateway = Gateway.build(Settings(redis_url=redis_url, data_dir=data_dir), {"esm2_mini": served})
     async with asyncio.timeout(30):
         with pytest.raises(RuntimeError, match="nobody thought of it"):  # of the last counts, at the end
             async with running(gateway):
                 await is_enough.wait()
     assert "nobody thought of it" in caplog.text
     assert "nor of that" in caplog.text
-    await gateway.client.aclose()
-    await gateway.doorkeeper.limits.aclose()
