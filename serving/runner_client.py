@@ -27,6 +27,7 @@ from serving.errors import (
     RunnerUnavailable,
     ServiceError,
 )
+from serving.held_socket import HeldSocket
 from serving.runners import STATUS_TIMEOUT_S, Terms
 from serving.telemetry import span
 
@@ -71,6 +72,7 @@ class RunnerClient:
     def __init__(self, name: str, url: str, timeout_s: float) -> None:
         self._name = name
         self._url = urlsplit(url)
+        self._socket = HeldSocket(unquote(self._url.path)) if self._url.scheme == "file" else None
         self._timeout_s = timeout_s
         self._sessions: dict[str, aiohttp.ClientSession] = {}
         self._return: asyncio.Task[None] | None = None  # while the runner is away: done when it is back
@@ -149,6 +151,8 @@ class RunnerClient:
             self._return.cancel()
         for session in self._sessions.values():
             await session.close()
+        if self._socket is not None:
+            self._socket.close()
 
     @staticmethod
     def _now() -> float:
@@ -219,9 +223,9 @@ class RunnerClient:
     def _open(self, method: str) -> aiohttp.ClientSession:
         """One session a method: whether a runner is well is asked even while all connections embed."""
         if method not in self._sessions:
-            if self._url.scheme == "file":
+            if self._socket is not None:
                 connector: aiohttp.BaseConnector = aiohttp.UnixConnector(
-                    unquote(self._url.path), limit=0, keepalive_timeout=KEEP_ALIVE_S
+                    self._socket.path, limit=0, keepalive_timeout=KEEP_ALIVE_S
                 )
                 base = "http://runner"
             else:

@@ -1,0 +1,34 @@
+"""A unix socket that is reached even when its name is gone."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+
+class HeldSocket:
+    """The socket that a path names now.
+
+    BentoML deletes the folder of its runners' sockets as soon as it is told to end, while they still listen, and
+    what was let in may need one connection more (docs/decisions/0023-alive-ready-and-the-end.md).
+
+    Args:
+        path: of the socket, by which it is reached where there is none yet, and where the system is not Linux.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._descriptor: int | None = None
+        if sys.platform == "linux":
+            try:
+                self._descriptor = os.open(path, os.O_PATH)
+            except OSError:
+                return
+            held = f"/proc/self/fd/{self._descriptor}"
+            if os.path.exists(held):  # /proc may not be there
+                self.path = held
+
+    def close(self) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
