@@ -273,15 +273,15 @@ class Batcher(Generic[ItemT, ResultT]):
                 await self._changed.wait()
 
     async def _run(self, number: int, batch: list[_Work[ItemT, ResultT]], part: Part) -> None:
-        device, loop = self._statistics.devices[number], asyncio.get_running_loop()
+        device, pace, loop = self._statistics.devices[number], self._paces[number], asyncio.get_running_loop()
         cost = sum(work.entry.cost for work in batch)
         items = [work.entry.item for work in batch]
         began, started = loop.time(), time.perf_counter()
         if not device.inflight_batches:
-            self._paces[number].start(began)
+            pace.start(began)
         device.inflight_batches += 1
         self._forecast.running += cost
-        ticket = self._paces[number].expect(cost, began, device.cost_per_s)
+        ticket = pace.expect(cost, began, device.cost_per_s)
         results: Sequence[ResultT | Exception]
         try:
             results = await self._crew.compute(number, items, part)
@@ -301,15 +301,18 @@ class Batcher(Generic[ItemT, ResultT]):
         except Exception as error:
             results = [error] * len(batch)
         else:
-            self._statistics.busy_s += loop.time() - self._paces[number].since
-            device.cost_per_s = self._paces[number].add(cost, loop.time())
+            self._statistics.busy_s += loop.time() - pace.since
+            pace.add(cost, loop.time(), device.budget)
+            device.cost_per_s, device.is_rated = pace.cost_per_s, pace.is_rated
             device.budget = min(self.limits.budget, math.ceil(device.budget * RECOVERY))
         finally:
             device.inflight_batches -= 1
             self._forecast.running -= cost
-            self._paces[number].forget(ticket)
+            pace.forget(ticket)
             if self._schedule.size:
                 self._changed.set()
+            elif not device.inflight_batches:
+                pace.rest()
         device.num_batches += 1
         device.num_items += len(batch)
         self._statistics.num_batches += 1

@@ -28,6 +28,11 @@ class Forecast(Generic[ItemT]):
         """Of all devices that are left; 0 before any has finished a batch."""
         return sum(device.cost_per_s for device in self._statistics.live)
 
+    @property
+    def _is_known(self) -> bool:
+        """Whether the rate is what the devices can do, and not just what they had to do so far."""
+        return all(device.is_rated for device in self._statistics.live)
+
     def drain_s(self) -> float:
         """In how many seconds what waits now will have been worked off, as a caller is told."""
         rate = self.cost_per_s
@@ -36,7 +41,7 @@ class Forecast(Generic[ItemT]):
     def has_time(self, own: int, timeout_s: float) -> bool:
         """Whether a call of this cost is in time even behind everything, or would be late by itself alone."""
         most = PUNCTUAL_SHARE * timeout_s * self.cost_per_s
-        return not most or not own or own > most or self.running + self._queue.cost + own <= most
+        return not self._is_known or not own or own > most or self.running + self._queue.cost + own <= most
 
     def late_s(self, own: int, due: float, timeout_s: float) -> float | None:
         """In how many seconds a call that is due then might be in time, as its caller is told; None if it is now.
@@ -50,7 +55,7 @@ class Forecast(Generic[ItemT]):
 
     def end_of_batch(self, device: DeviceStatistics, now: float, room: int, num_beside: int) -> float:
         """When a batch that begins now ends, of as much as there is room for, on one of so many equal parts."""
-        if not device.cost_per_s:
+        if not device.is_rated:
             return -math.inf
         return now + num_beside * min(room, self._queue.cost) / device.cost_per_s
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 # A batch that takes longer than this, in all and in times of what its cost lets expect, hangs
@@ -9,19 +10,24 @@ HANGS_AFTER_S = 8.0
 HANGS_AFTER_TIMES = 5.0
 UNKNOWN_S = 60.0  # instead of both, for a device that has not finished a batch yet: it may be compiling
 RATE_MEMORY_S = 10.0  # of work, after which what is older counts half in a device's rate
+# Of a batch's budget, that a device must do without a pause for its rate to say what it can do: what is small and
+# alone takes as long as far more would (docs/decisions/0030-too-late-is-told-at-once.md)
+TELLING_SHARE = 0.25
 
 
 @dataclass
 class DeviceStatistics:
     """Of one device since the start. budget: what it takes at a time now. cost_per_s: of its latest batches.
 
-    overdue_s: for which its batch has taken longer than one ever should; 0 while all is well.
+    is_rated: they were enough to tell what it can do. overdue_s: for which its batch has taken longer than one
+    ever should; 0 while all is well.
     """
 
     budget: int
     num_batches: int = 0
     num_items: int = 0
     cost_per_s: float = 0.0
+    is_rated: bool = False
     inflight_batches: int = 0
     is_lost: bool = False
     overdue_s: float = 0.0
@@ -71,11 +77,34 @@ class Batch:
 
 
 @dataclass
-class Pace:
-    """What a device has done in the time that it was busy. Batches that run side by side share that time."""
+class Work:
+    """What was done, in the seconds that a device was busy with it; what is older than `memory_s` counts half."""
 
     cost: float = 0.0
     busy_s: float = 0.0
+    memory_s: float = RATE_MEMORY_S
+
+    @property
+    def cost_per_s(self) -> float:
+        return self.cost / max(self.busy_s, 1e-3)  # an event loop's clock may stand still for a millisecond
+
+    def add(self, cost: float, busy_s: float) -> None:
+        self.cost, self.busy_s = self.cost + cost, self.busy_s + busy_s
+        if self.busy_s > self.memory_s:
+            self.cost, self.busy_s = self.cost / 2, self.busy_s / 2
+
+
+def _new_spell() -> Work:
+    return Work(memory_s=math.inf)
+
+
+@dataclass
+class Pace:
+    """How fast a device is while it has enough to do. Batches that run side by side share the time."""
+
+    all: Work = field(default_factory=Work)
+    telling: Work = field(default_factory=Work)
+    spell: Work = field(default_factory=_new_spell)  # since it was idle, or since this was last enough to tell
     since: float = 0.0
     due: dict[int, float] = field(default_factory=dict)  # of each batch that runs: when it should be done
     num_expected: int = 0
@@ -98,12 +127,25 @@ class Pace:
     def start(self, now: float) -> None:
         self.since = now
 
-    def add(self, cost: int, now: float) -> float:
-        """Counts a batch that ends now. Returns the rate, cost per second."""
-        self.cost += cost
-        self.busy_s += now - self.since
-        self.since = now
-        rate = self.cost / max(self.busy_s, 1e-3)  # an event loop's clock may stand still for a millisecond
-        if self.busy_s > RATE_MEMORY_S:
-            self.cost, self.busy_s = self.cost / 2, self.busy_s / 2
-        return rate
+    def add(self, cost: int, now: float, budget: int) -> None:
+        """Counts a batch that ends now, on a device with that budget."""
+        busy_s, self.since = now - self.since, now
+        self.all.add(cost, busy_s)
+        self.spell.add(cost, busy_s)
+        if self.spell.cost >= TELLING_SHARE * budget:
+            self.telling.add(self.spell.cost, self.spell.busy_s)
+            self.spell = _new_spell()
+
+    def rest(self) -> None:
+        """The device is idle."""
+        self.spell = _new_spell()
+
+    @property
+    def is_rated(self) -> bool:
+        """Whether it ever had enough to do."""
+        return self.telling.cost > 0
+
+    @property
+    def cost_per_s(self) -> float:
+        """Of the latest batches that tell what it can do; until there are any, of the others."""
+        return (self.telling if self.is_rated else self.all).cost_per_s
