@@ -209,7 +209,7 @@ class Batcher(Generic[ItemT, ResultT]):
         now = asyncio.get_running_loop().time()
         works: list[_Work[ItemT, ResultT]] = []
         ahead, is_bulk = 0, priority == "bulk"
-        if not is_bulk:
+        if priority == "interactive":
             self._visited_until = now + VISIT_S
         for item in items:
             cost = self._cost(item)

@@ -24,7 +24,10 @@ _COUNTERS = {
     "num_abandoned": ("batcher_abandoned", "Sequences that nobody wanted any more"),
     "num_split": ("batcher_splits", "Batches that were cut for want of memory"),
     "num_expired_calls": ("batcher_expired", "Calls that ran out of time"),
-    "num_rejected_calls": ("batcher_rejected", "Calls that met a full queue"),
+    "num_rejected_calls": (
+        "batcher_rejected",
+        "Calls that met a full queue, or came too late for an answer in time",
+    ),
     "busy_s": ("device_busy_seconds", "During which devices were at work"),
 }
 

@@ -18,9 +18,10 @@ ItemT = TypeVar("ItemT")
 # largest slowdown small: Bender et al. 1998, Flow and stretch metrics
 STRETCH = 10.0
 
-Priority = Literal["interactive", "bulk"]
+# A probe is as urgent as what somebody waits for, but nobody who may come again
+Priority = Literal["interactive", "bulk", "probe"]
 # Seconds by which an item is due after it came: bulk work goes behind what is urgent, for so long and no longer
-DELAYS_S: dict[Priority, float] = {"interactive": 0.0, "bulk": 10.0}
+DELAYS_S: dict[Priority, float] = {"interactive": 0.0, "bulk": 10.0, "probe": 0.0}
 # Of a batch's budget, up to which bulk work may join what somebody waits for, or go by itself while somebody may
 # come: it would make that slower
 BULK_SHARE = 0.5

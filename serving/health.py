@@ -134,7 +134,7 @@ class Health:
         Raises:
             RunnerUnavailable, InferenceFailed: it is not computed.
         """
-        terms = Terms(asyncio.get_running_loop().time() + CANARY_TIMEOUT_S)
+        terms = Terms(asyncio.get_running_loop().time() + CANARY_TIMEOUT_S, "probe")
         try:
             reply = await served.runner.embed([_canary(served)], _FORMS.get(type(served.model), {}), terms)
         except ModelNotLoaded:

@@ -123,6 +123,18 @@ async def test_batches_of_bulk_are_small_for_a_while_behind_what_is_interactive(
 
 
 @simulated
+async def test_whoever_asks_only_whether_it_computes_makes_no_batches_small() -> None:
+    worker = Worker()
+    async with working(worker, budget=40) as batcher:
+        await ask(batcher, 1, priority="probe")
+        await ask(batcher, 8, 9, 10, 11, 12, 13, 14, priority="bulk")
+        busy = await asked(batcher, 15, priority="bulk")
+        bulk = await asked(batcher, 16, priority="bulk")
+        await all_of(busy, bulk, await asked(batcher, 2, priority="probe"))
+    assert worker.batches == [[1], [8, 9, 10, 11], [12, 13, 14], [15], [2, 16]]
+
+
+@simulated
 async def test_bulk_that_has_waited_for_its_delay_goes_before_what_comes_then() -> None:
     worker, delay = Worker(), DELAYS_S["bulk"]
     async with working(worker, budget=1) as batcher:

@@ -74,6 +74,7 @@ async def test_ready_is_who_computes_a_sequence(ward: Ward) -> None:
     assert await ward.health.is_ready()
     (canary,) = ward.first.calls[0]
     assert len(canary) == health.CANARY_LENGTH
+    assert ward.first.terms[0].priority == "probe"
     await ward.health.is_ready()
     assert ward.first.calls[1] != [canary], "a new one each time, which nothing has computed before"
 
