@@ -195,7 +195,7 @@ class Batcher(Generic[ItemT, ResultT]):
 
     def _due(self, priority: Priority, ahead: int) -> float:
         """When an item is due that is this far into a call, its own cost included."""
-        rate = self._forecast.cost_per_s
+        rate = self._forecast.cost_per_s if self._forecast.is_known else 0.0
         now = asyncio.get_running_loop().time()
         return now + DELAYS_S[priority] + (STRETCH * ahead / rate if rate else 0.0)
 
@@ -276,6 +276,7 @@ class Batcher(Generic[ItemT, ResultT]):
         device, pace, loop = self._statistics.devices[number], self._paces[number], asyncio.get_running_loop()
         cost = sum(work.entry.cost for work in batch)
         items = [work.entry.item for work in batch]
+        is_last = not self._schedule.size  # nothing waited that it had no room for
         began, started = loop.time(), time.perf_counter()
         if not device.inflight_batches:
             pace.start(began)
@@ -302,7 +303,7 @@ class Batcher(Generic[ItemT, ResultT]):
             results = [error] * len(batch)
         else:
             self._statistics.busy_s += loop.time() - pace.since
-            pace.add(cost, loop.time(), device.budget)
+            pace.add(cost, loop.time(), device.budget, is_last)
             device.cost_per_s, device.is_rated = pace.cost_per_s, pace.is_rated
             device.budget = min(self.limits.budget, math.ceil(device.budget * RECOVERY))
         finally:
@@ -311,8 +312,6 @@ class Batcher(Generic[ItemT, ResultT]):
             pace.forget(ticket)
             if self._schedule.size:
                 self._changed.set()
-            elif not device.inflight_batches:
-                pace.rest()
         device.num_batches += 1
         device.num_items += len(batch)
         self._statistics.num_batches += 1

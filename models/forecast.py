@@ -25,13 +25,17 @@ class Forecast(Generic[ItemT]):
 
     @property
     def cost_per_s(self) -> float:
-        """Of all devices that are left; 0 before any has finished a batch."""
+        """Of all devices that are left, as far as is known; 0 before any has finished a batch."""
         return sum(device.cost_per_s for device in self._statistics.live)
 
     @property
-    def _is_known(self) -> bool:
-        """Whether the rate is what the devices can do, and not just what they had to do so far."""
-        return all(device.is_rated for device in self._statistics.live)
+    def is_known(self) -> bool:
+        """Whether the rate is what the devices can do, and not just what they had to do so far.
+
+        One that has not finished a batch yet has no part in it.
+        """
+        are_rated = [device.is_rated for device in self._statistics.live if device.cost_per_s]
+        return bool(are_rated) and all(are_rated)
 
     def drain_s(self) -> float:
         """In how many seconds what waits now will have been worked off, as a caller is told."""
@@ -41,7 +45,7 @@ class Forecast(Generic[ItemT]):
     def has_time(self, own: int, timeout_s: float) -> bool:
         """Whether a call of this cost is in time even behind everything, or would be late by itself alone."""
         most = PUNCTUAL_SHARE * timeout_s * self.cost_per_s
-        return not self._is_known or not own or own > most or self.running + self._queue.cost + own <= most
+        return not self.is_known or not own or own > most or self.running + self._queue.cost + own <= most
 
     def late_s(self, own: int, due: float, timeout_s: float) -> float | None:
         """In how many seconds a call that is due then might be in time, as its caller is told; None if it is now.

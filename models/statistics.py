@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 
 # A batch that takes longer than this, in all and in times of what its cost lets expect, hangs
@@ -10,8 +9,8 @@ HANGS_AFTER_S = 8.0
 HANGS_AFTER_TIMES = 5.0
 UNKNOWN_S = 60.0  # instead of both, for a device that has not finished a batch yet: it may be compiling
 RATE_MEMORY_S = 10.0  # of work, after which what is older counts half in a device's rate
-# Of a batch's budget, that a device must do without a pause for its rate to say what it can do: what is small and
-# alone takes as long as far more would (docs/decisions/0030-too-late-is-told-at-once.md)
+# Of a batch's budget, that a device must do at once, or while more waits, for its rate to say what it can do: what
+# is small takes as long as far more would (docs/decisions/0030-too-late-is-told-at-once.md)
 TELLING_SHARE = 0.25
 
 
@@ -78,11 +77,10 @@ class Batch:
 
 @dataclass
 class Work:
-    """What was done, in the seconds that a device was busy with it; what is older than `memory_s` counts half."""
+    """What was done, in the seconds that a device was busy with it."""
 
     cost: float = 0.0
     busy_s: float = 0.0
-    memory_s: float = RATE_MEMORY_S
 
     @property
     def cost_per_s(self) -> float:
@@ -90,12 +88,11 @@ class Work:
 
     def add(self, cost: float, busy_s: float) -> None:
         self.cost, self.busy_s = self.cost + cost, self.busy_s + busy_s
-        if self.busy_s > self.memory_s:
+
+    def fade(self) -> None:
+        """What is older than RATE_MEMORY_S counts half from now on."""
+        if self.busy_s > RATE_MEMORY_S:
             self.cost, self.busy_s = self.cost / 2, self.busy_s / 2
-
-
-def _new_spell() -> Work:
-    return Work(memory_s=math.inf)
 
 
 @dataclass
@@ -104,7 +101,7 @@ class Pace:
 
     all: Work = field(default_factory=Work)
     telling: Work = field(default_factory=Work)
-    spell: Work = field(default_factory=_new_spell)  # since it was idle, or since this was last enough to tell
+    spell: Work = field(default_factory=Work)  # since it had too little to do, or since this was enough to tell
     since: float = 0.0
     due: dict[int, float] = field(default_factory=dict)  # of each batch that runs: when it should be done
     num_expected: int = 0
@@ -127,18 +124,18 @@ class Pace:
     def start(self, now: float) -> None:
         self.since = now
 
-    def add(self, cost: int, now: float, budget: int) -> None:
-        """Counts a batch that ends now, on a device with that budget."""
+    def add(self, cost: int, now: float, budget: int, is_last: bool) -> None:
+        """Counts a batch that ends now, on a device with that budget. is_last: nothing else waited as it began."""
         busy_s, self.since = now - self.since, now
         self.all.add(cost, busy_s)
+        self.all.fade()
         self.spell.add(cost, busy_s)
-        if self.spell.cost >= TELLING_SHARE * budget:
+        if is_last and cost < TELLING_SHARE * budget:
+            self.spell = Work()
+        elif self.spell.cost >= TELLING_SHARE * budget:
             self.telling.add(self.spell.cost, self.spell.busy_s)
-            self.spell = _new_spell()
-
-    def rest(self) -> None:
-        """The device is idle."""
-        self.spell = _new_spell()
+            self.telling.fade()
+            self.spell = Work()
 
     @property
     def is_rated(self) -> bool:

@@ -87,6 +87,7 @@ MODEL_INFO: dict[str, Any] = {
             "num_items": 310,
             "budget": 32768,
             "cost_per_s": 51200.0,
+            "is_rated": True,
             "inflight_batches": 0,
             "is_lost": False,
         }

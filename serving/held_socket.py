@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
+
+logger = logging.getLogger(__name__)
 
 
 class HeldSocket:
@@ -13,7 +16,7 @@ class HeldSocket:
     what was let in may need one connection more (docs/decisions/0023-alive-ready-and-the-end.md).
 
     Args:
-        path: of the socket, by which it is reached where there is none yet, and where the system is not Linux.
+        path: of the socket, by which it is reached where it cannot be held: only Linux has a way.
     """
 
     def __init__(self, path: str) -> None:
@@ -22,11 +25,14 @@ class HeldSocket:
         if sys.platform == "linux":
             try:
                 self._descriptor = os.open(path, os.O_PATH)
-            except OSError:
-                return
-            held = f"/proc/self/fd/{self._descriptor}"
-            if os.path.exists(held):  # /proc may not be there
+                held = f"/proc/self/fd/{self._descriptor}"
+                os.stat(held)
                 self.path = held
+            except OSError as error:
+                logger.warning(
+                    "%s is not held, so that requests may be lost when the service ends: %s", path, error
+                )
+                self.close()
 
     def close(self) -> None:
         if self._descriptor is not None:

@@ -129,7 +129,10 @@ class DeviceInfo(BaseModel):
     budget: int = Field(
         description="cost of a batch at most, in tokens; less than `batch_tokens` if memory is short"
     )
-    cost_per_s: float = Field(description="tokens a second, in the latest batches that were enough to tell")
+    cost_per_s: float = Field(description="tokens a second, in its latest batches")
+    is_rated: bool = Field(
+        description="these were enough to tell how fast it is; until then they are all there were"
+    )
     inflight_batches: int
     is_lost: bool
 

@@ -116,18 +116,20 @@ class Batch:
 class Worker:
     """A device that doubles numbers, as many a second as `rate` says: at 1, the batch [3, 4] takes 7 s.
 
-    trouble: called with each batch at its end; raises what the device raises.
+    each_s: that every batch takes besides. trouble: called with each batch at its end; raises what the device
+    raises.
     """
 
-    def __init__(self, rate: float = 1.0, trouble: Trouble = lambda _: None) -> None:
+    def __init__(self, rate: float = 1.0, trouble: Trouble = lambda _: None, each_s: float = 0.0) -> None:
         self.rate = rate
+        self.each_s = each_s
         self.trouble = trouble
         self.history: list[Batch] = []
         self.is_share = False
 
     def share(self, num_shares: int) -> Worker:
         """The worker with a part of its rate; the history is one."""
-        share = Worker(self.rate / num_shares, self.trouble)
+        share = Worker(self.rate / num_shares, self.trouble, self.each_s)
         share.history, share.is_share = self.history, True
         return share
 
@@ -138,7 +140,7 @@ class Worker:
 
     def begin(self, items: Sequence[int]) -> float:
         self.history.append(Batch(list(items), now(), self.is_share))
-        return sum(items) / self.rate
+        return self.each_s + sum(items) / self.rate
 
     def __call__(self, items: Sequence[int]) -> list[int | Exception]:
         batch = next(batch for batch in self.history if batch.ended == math.inf and batch.items == list(items))

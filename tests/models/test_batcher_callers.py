@@ -263,36 +263,6 @@ async def test_who_comes_too_late_is_told_when_it_might_not_be() -> None:
 
 
 @simulated
-async def test_what_was_small_and_alone_says_nothing_of_how_long_much_takes() -> None:
-    """The little that an idle device is asked how it is by takes twice as long as it would among more."""
-    worker = Worker(rate=0.5)
-    async with working(worker) as batcher:
-        for _ in range(20):
-            await ask(batcher, 1)
-        assert batcher.statistics.devices[0].cost_per_s == pytest.approx(0.5)
-        began, worker.rate = now(), 1
-        busy = [await asked(batcher, cost) for cost in (10, 9, 8, 7)]
-        assert await ask(batcher, 6, 5, timeout_s=50) == [12, 10]
-        assert now() - began <= 50
-        await asyncio.gather(*busy)
-        for _ in range(20):
-            await until(now() + 1)
-            worker.rate = 0.5
-            await ask(batcher, 1)
-        assert batcher.statistics.devices[0].cost_per_s == pytest.approx(1)
-
-
-@simulated
-async def test_small_batches_one_after_another_tell_how_long_what_waits_takes() -> None:
-    async with working(Worker(), max_items=1, budget=1000) as batcher:
-        busy = await asked(batcher, *range(1, 60))
-        await until(600)
-        with pytest.raises(TooLate):
-            await ask(batcher, 60, 61, timeout_s=200)
-        await busy
-
-
-@simulated
 async def test_what_will_not_end_in_time_is_not_begun_while_other_work_waits() -> None:
     worker = Worker()
     async with working(worker, budget=9) as batcher:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 import socket
 import sys
@@ -91,6 +92,11 @@ class Server:
         """The connection is lost in the middle of a call, and from then on nothing is answered."""
         self.is_away = True
         return await self.drop(request)
+
+    async def refuse_all(self, _: web.Request) -> web.Response:
+        """It is there and not ready, and from then on nothing is answered."""
+        self.is_away = True
+        return web.Response(status=503)
 
     def come_back(self) -> None:
         self.is_away = False
@@ -328,13 +334,31 @@ async def test_a_runner_that_is_not_there_is_unavailable_at_once(tmp_path: Path)
     await client.close()
 
 
-async def test_an_admitted_call_waits_for_a_runner_that_is_not_there(client: RunnerClient, server: Server) -> None:
-    await server.stop()
+async def test_an_admitted_call_waits_for_a_runner_that_is_not_ready(client: RunnerClient, server: Server) -> None:
+    server.embed = server.refuse_all
     admitted = call(client, 2, within(is_admitted=True))
-    await asyncio.sleep(0.1)
+    await until(lambda: client_is_waiting(client))
+    with pytest.raises(RunnerUnavailable, match="runner_x is not back after"):
+        await client.embed(["M"], POOLED, within())
     assert not admitted.done()
-    await server.start()
+    server.come_back()
     assert len((await admitted).lengths) == 2
+    assert [len(request["sequences"]) for request in server.requests] == [2, 2]
+
+
+async def test_a_socket_that_cannot_be_held_is_told_of(
+    server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> int:
+        raise OSError("too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", fail)
+        client = RunnerClient("runner_x", f"file://{server.path}", timeout_s=5)
+    assert f"{server.path} is not held" in caplog.text
+    assert "too many open files" in caplog.text
+    assert (await client.embed(["M"], POOLED, within())).lengths == [1], "by its name"
+    await client.close()
 
 
 async def test_calls_that_are_lost_together_look_for_their_runner_together(
