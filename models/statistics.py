@@ -12,6 +12,7 @@ RATE_MEMORY_S = 10.0  # of work, after which what is older counts half in a devi
 # Of a batch's budget, that a device must do at once, or while more waits, for its rate to say what it can do: what
 # is small takes as long as far more would (docs/decisions/0030-too-late-is-told-at-once.md)
 TELLING_SHARE = 0.25
+TELLING_S = 1.0  # of such work, behind which the rate is known: the first batches of all are slower
 
 
 @dataclass
@@ -139,8 +140,8 @@ class Pace:
 
     @property
     def is_rated(self) -> bool:
-        """Whether it ever had enough to do."""
-        return self.telling.cost > 0
+        """Whether it had enough to do for long enough."""
+        return self.telling.busy_s >= TELLING_S
 
     @property
     def cost_per_s(self) -> float:

@@ -51,6 +51,16 @@ async def test_a_little_to_do_says_nothing_of_how_long_much_takes(
 
 
 @simulated
+async def test_the_first_batch_of_all_does_not_say_how_long_much_takes() -> None:
+    worker = Worker(rate=4_000)
+    async with working(worker, budget=4096) as batcher:
+        await ask(batcher, 2400)
+        worker.rate = 20_000
+        calls = [await asked(batcher, 2401 + number, timeout_s=8) for number in range(24)]
+        assert [await call for call in calls] == [[2 * (2401 + number)] for number in range(24)]
+
+
+@simulated
 async def test_nothing_is_passed_over_by_what_small_batches_take() -> None:
     worker = Worker(rate=100, each_s=1)
     async with working(worker, budget=100) as batcher:
