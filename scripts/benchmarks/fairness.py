@@ -28,6 +28,7 @@ from scripts.peers.launch import PEERS, choose_peers
 
 SERVICE = "service"
 NUM_AFTER = 10  # lone requests behind the first one after a burst
+QUIET_S = 1.0
 HEAD_START_S = 1.0  # of a large request, so that the first small one meets it
 NUM_BATCHES = 5  # timed, of which the median counts
 
@@ -50,12 +51,15 @@ class Sizes:
 class Fairness:
     """How long one protein's request takes.
 
-    idle_s: median on an idle service. first_after_s, next_after_s: after a burst, the first one and the median of
-    those behind it. beside: while a large request is under way.
+    idle_s: median of one after another. quiet_s: behind a second in which nobody asks. first_after_s,
+    most_after_s: of the first one after each burst, the median and the most. next_after_s: median of those behind
+    it. beside: while a large request is under way.
     """
 
     idle_s: float
+    quiet_s: float
     first_after_s: float
+    most_after_s: float
     next_after_s: float
     beside: Latencies
 
@@ -64,7 +68,9 @@ class Fairness:
             "idle_ms": round(self.idle_s * 1e3, 2),
             "first_after_ms": round(self.first_after_s * 1e3, 2),
             "next_after_ms": round(self.next_after_s * 1e3, 2),
+            "quiet_of_idle": round(self.quiet_s / self.idle_s, 3),
             "first_after_of_idle": round(self.first_after_s / self.idle_s, 3),
+            "most_after_of_idle": round(self.most_after_s / self.idle_s, 3),
             "next_after_of_idle": round(self.next_after_s / self.idle_s, 3),
             "beside": self.beside.rounded(),
             "beside_p50_batches": round(self.beside.p50_ms / 1e3 / batch_s, 3),
@@ -76,6 +82,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_service_arguments(parser)
     parser.add_argument("--compare", default="", help=f"other services, comma-separated: {', '.join(PEERS)}")
     parser.add_argument("--lone", type=int, default=20, help="lone requests on an idle service (default: 20)")
+    parser.add_argument("--bursts", type=int, default=5, help="bursts, of which the median counts (default: 5)")
     parser.add_argument("--beside", type=int, default=60, help="small requests beside large ones (default: 60)")
     parser.add_argument("--small", type=int, default=300, help="residues of a lone or small one (default: 300)")
     parser.add_argument("--burst-length", type=int, default=500, help="residues in the burst (default: 500)")
@@ -129,14 +136,31 @@ def time_of_batch(engine: EngineProcess, task: Task, length: int, seed: int) -> 
 async def measure(url: str, ask: Ask, sizes: Sizes, options: argparse.Namespace) -> Fairness:
     """Everything of one service, on sequences that it has not seen."""
     lone = fresh_of_length(sizes.small, options.seed + 1)
+    singles = fresh_of_length(sizes.small, options.seed + 2)
+    longs = fresh_of_length(sizes.burst_length, options.seed + 102)
+    first: list[float] = []
+    behind: list[float] = []
     async with connecting(url) as clients:
         await _one_by_one(clients, ask, lone, 3)
         idle = await _one_by_one(clients, ask, lone, options.lone)
-        await _burst(clients, ask, sizes, options.seed + 2)
-        after = await _one_by_one(clients, ask, lone, 1 + NUM_AFTER)
+        quiet: list[float] = []
+        for _ in range(options.bursts):
+            await asyncio.sleep(QUIET_S)
+            quiet += await _one_by_one(clients, ask, lone, 1)
+            await _burst(clients, ask, sizes, singles, longs)
+            after = await _one_by_one(clients, ask, lone, 1 + NUM_AFTER)
+            first.append(after[0])
+            behind += after[1:]
         async with _large_ones(clients, ask, sizes, options.seed + 3):
             beside = await _one_by_one(clients, ask, lone, options.beside)
-    return Fairness(statistics.median(idle), after[0], statistics.median(after[1:]), summarise(beside))
+    return Fairness(
+        statistics.median(idle),
+        statistics.median(quiet),
+        statistics.median(first),
+        max(first),
+        statistics.median(behind),
+        summarise(beside),
+    )
 
 
 async def _one_by_one(clients: Clients, ask: Ask, proteins: Iterator[str], num: int) -> list[float]:
@@ -146,10 +170,8 @@ async def _one_by_one(clients: Clients, ask: Ask, proteins: Iterator[str], num: 
     return [answer.seconds for answer in done.answers]
 
 
-async def _burst(clients: Clients, ask: Ask, sizes: Sizes, seed: int) -> None:
+async def _burst(clients: Clients, ask: Ask, sizes: Sizes, singles: Iterator[str], longs: Iterator[str]) -> None:
     """All at once: single ones by as many clients, and large ones; comes back when all are answered."""
-    singles = fresh_of_length(sizes.small, seed)
-    longs = fresh_of_length(sizes.burst_length, seed + 100)
     calls = [ask(list(islice(longs, sizes.large_sequences))) for _ in range(sizes.burst_larges)]
     calls += [ask([next(singles)]) for _ in range(sizes.burst_singles)]
     (await clients.closed_loop(calls, len(calls))).require(200)
@@ -177,12 +199,23 @@ async def _large_ones(clients: Clients, ask: Ask, sizes: Sizes, seed: int) -> As
 
 
 def _print(found: dict[str, Fairness], batch_s: float, model: str) -> None:
-    header = [model, "idle, ms", "first after a burst", "next 10, median", "beside: p50, batches", "p99, batches"]
+    header = [
+        model,
+        "idle, ms",
+        "behind a quiet second",
+        "first after a burst",
+        "at most",
+        "next 10",
+        "beside: p50, batches",
+        "p99, batches",
+    ]
     rows = [
         [
             name,
             f"{one.idle_s * 1e3:,.1f}",
+            f"{one.quiet_s / one.idle_s:.2f} x",
             f"{one.first_after_s / one.idle_s:.2f} x",
+            f"{one.most_after_s / one.idle_s:.2f} x",
             f"{one.next_after_s / one.idle_s:.2f} x",
             f"{one.beside.p50_ms / 1e3 / batch_s:.2f}",
             f"{one.beside.p99_ms / 1e3 / batch_s:.2f}",

@@ -117,8 +117,9 @@ def test_cache_measures_hits_of_both_forms(url: str, tmp_path: Path) -> None:
 
 def test_fairness_measures_before_and_after_a_burst_and_beside_large_ones(url: str, tmp_path: Path) -> None:
     lengths = ("--small", "30", "--burst-length", "40", "--beside-length", "50", "--large", "10")
-    line = line_of(tmp_path, "fairness", "--url", url, *lengths, "--lone", "3", "--beside", "3")
+    line = line_of(tmp_path, "fairness", "--url", url, *lengths, "--lone", "3", "--beside", "3", "--bursts", "2")
     assert line["service"]["beside"]["num"] == 3
+    assert line["service"]["most_after_of_idle"] >= line["service"]["first_after_of_idle"] > 0
     assert line["service"].keys() >= {"idle_ms", "first_after_of_idle", "next_after_of_idle", "beside_p99_batches"}
 
 
