@@ -28,7 +28,7 @@ from scripts.peers.launch import PEERS, choose_peers
 
 SERVICE = "service"
 NUM_AFTER = 10  # lone requests behind the first one after a burst
-QUIET_S = 1.0
+QUIET_S = 1.0  # in which nobody asks
 HEAD_START_S = 1.0  # of a large request, so that the first small one meets it
 NUM_BATCHES = 5  # timed, of which the median counts
 
@@ -138,12 +138,12 @@ async def measure(url: str, ask: Ask, sizes: Sizes, options: argparse.Namespace)
     lone = fresh_of_length(sizes.small, options.seed + 1)
     singles = fresh_of_length(sizes.small, options.seed + 2)
     longs = fresh_of_length(sizes.burst_length, options.seed + 102)
+    quiet: list[float] = []
     first: list[float] = []
     behind: list[float] = []
     async with connecting(url) as clients:
         await _one_by_one(clients, ask, lone, 3)
         idle = await _one_by_one(clients, ask, lone, options.lone)
-        quiet: list[float] = []
         for _ in range(options.bursts):
             await asyncio.sleep(QUIET_S)
             quiet += await _one_by_one(clients, ask, lone, 1)

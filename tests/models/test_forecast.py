@@ -14,7 +14,7 @@ from tests.models.simulation import Answer, Worker, ask, asked, now, simulated, 
 
 
 async def visit(batcher: Numbers, num_visitors: int, until_s: float) -> None:
-    """Each asks for one small thing after another, at most one a second."""
+    """Each asks for one small thing after another; a lone one, for one a second."""
 
     async def ask_again_and_again() -> None:
         while now() < until_s:
